@@ -1,0 +1,401 @@
+"""Every knob of a training run: frozen dataclasses, their validation, loading and parsing.
+
+In code a knob is nested (`config.optim.learning_rate`); at the shell it is flat
+(`--learning_rate 1e-4`). Durations are in optimizer steps unless a name says otherwise, batch
+sizes are global (all devices of all hosts). Fields marked *config file only* have no flag.
+"""
+
+import dataclasses
+import math
+import pprint
+import runpy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+FileOnly = tyro.conf.Suppress
+GROUPS = ("vision", "text", "projection", "logit")
+
+
+class ConfigError(ValueError):
+    """A field has a value that cannot work; the message names field, value and what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Towers, projections and the similarity scale."""
+
+    vision_tower: str = ""
+    """Vision tower: hub id or local folder; empty builds `vision_config` with random weights."""
+    text_tower: str = ""
+    """Text tower: hub id or local folder; empty builds `text_config` with random weights."""
+    vision_revision: str = ""
+    """Hub revision (branch, tag or commit) of the vision tower; empty takes the default branch."""
+    text_revision: str = ""
+    """Hub revision (branch, tag or commit) of the text tower; empty takes the default branch."""
+    vision_config: Annotated[dict[str, Any] | None, FileOnly] = None
+    """Config file only: Hugging Face configuration of the vision tower, with its `model_type`."""
+    text_config: Annotated[dict[str, Any] | None, FileOnly] = None
+    """Config file only: Hugging Face configuration of the text tower, with its `model_type`."""
+    tokenizer: str = ""
+    """Tokenizer: hub id or local folder; empty takes the text tower's own."""
+    projection_dim: int = 512
+    """Width of the shared space in which images and captions are compared."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the towers; parameters, embeddings, logits and loss stay float32."""
+    dropout: float = 0.0
+    """Dropout rate in towers that train (probability); frozen towers never drop."""
+    logit_scale: float = 20.0
+    """Similarity scale at the start (a plain factor, not a log); the paper fixes 20."""
+    learn_logit_scale: bool = False
+    """Learn the similarity scale instead of fixing it."""
+    logit_scale_max: float = 100.0
+    """Upper clamp of a learned similarity scale (plain factor), applied after each update."""
+    logit_bias: float = -10.0
+    """Learned bias of the sigmoid loss at the start (logit units); unused by infonce."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Records, their mixture and how they become batches."""
+
+    data_dir: str = "data"
+    """Folder with one folder of records per source; may be remote (gs://...)."""
+    sources: tuple[str, ...] = ("sample",)
+    """Sources to train and validate on: names of folders in `data_dir`."""
+    weights: tuple[float, ...] = ()
+    """How often each source is seen per epoch, in the order of `sources`; empty means once."""
+    data_cache: str = "~/.cache/clip_italian/records"
+    """Local folder of each host to which remote records are copied before the first step."""
+    max_length: int = 96
+    """Longest caption in tokens, special tokens included; longer ones are cut."""
+    augment: Literal["paper", "light", "none"] = "none"
+    """Image augmentation: the paper's list, a random resized crop, or a plain centre crop."""
+    flip: bool = False
+    """Flip half of the training images left to right (captions that say left/right go wrong)."""
+    reader_threads: int = 8
+    """Threads that read and decode images on each host; the order does not depend on it."""
+    prefetch: Annotated[int, FileOnly] = 2
+    """Config file only: batches kept ready ahead of the device."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The contrastive loss over the global batch."""
+
+    loss: Literal["infonce", "sigmoid"] = "infonce"
+    """Symmetric InfoNCE (CLIP) or pairwise sigmoid (SigLIP, with a learned bias)."""
+    mask_duplicates: bool = True
+    """Do not count pairs that share an image or a caption as each other's negatives."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """One stretch of a parameter group's learning rate: warm-up from 0, then decay to 0.
+
+    From `start_step` on it replaces the group's earlier segment; before its first segment a
+    group is frozen.
+
+    Attributes:
+      group: one of `GROUPS`.
+      start_step: global step at which it begins.
+      learning_rate: peak value, reached after `warmup_steps`.
+      warmup_steps: steps of linear warm-up.
+      decay_steps: steps from `start_step` to the end of the decay, warm-up included.
+    """
+
+    group: str
+    start_step: int
+    learning_rate: float
+    warmup_steps: int
+    decay_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer, learning rates and when each tower starts to move."""
+
+    optimizer: Literal["adabelief", "adamw"] = "adamw"
+    """AdaBelief (the paper's, without decay) or AdamW."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of every group that has none of its own."""
+    vision_learning_rate: float | None = None
+    """Peak learning rate of the vision tower; None takes `learning_rate`."""
+    text_learning_rate: float | None = None
+    """Peak learning rate of the text tower; None takes `learning_rate`."""
+    projection_learning_rate: float | None = None
+    """Peak learning rate of projections, scale and bias; None takes `learning_rate`."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the decay after warm-up: cosine or linear to 0, or none."""
+    warmup_steps: int = 0
+    """Linear warm-up of each group, in steps from its thaw step."""
+    decay_steps: int | None = None
+    """Step at which all decays end; None takes `steps`. Set it if you may lengthen the run."""
+    vision_thaw_step: int | None = 0
+    """Step at which the vision tower starts to train; None keeps it frozen."""
+    text_thaw_step: int | None = 0
+    """Step at which the text tower starts to train; None keeps it frozen."""
+    segments: Annotated[tuple[Segment, ...], FileOnly] = ()
+    """Config file only: learning-rate segments that replace all rates and thaw steps above."""
+    b1: Annotated[float, FileOnly] = 0.9
+    """Config file only: decay of the first moment, per step."""
+    b2: Annotated[float, FileOnly] = 0.999
+    """Config file only: decay of the second moment, per step."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of kernels and embeddings (adamw only), times the learning rate."""
+    agc_clip: float = 0.0
+    """Adaptive gradient clipping: largest gradient norm over weight norm, per unit; 0 is off."""
+    clip_norm: float = 0.0
+    """Largest global norm of the moving groups' gradient; 0 is off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The run: length, batch, devices, checkpoints and logs."""
+
+    workdir: str = "runs/default"
+    """Run folder: config, checkpoints, logs and pictures; may be remote (gs://...)."""
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+    batch_size: int = 256
+    """Pairs per step over all devices of all hosts."""
+    seed: int = 42
+    """Seed of weights, data order, captions, augmentation and dropout."""
+    parallel: Literal["mesh", "pmap"] = "mesh"
+    """How a step runs on many devices: one jit over a device mesh, or pmap."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto continues the run in `workdir` exactly; never refuses a workdir that has one."""
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+    save_every: int = 500
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """Latest checkpoints to keep; the best one by `best_metric` is kept besides."""
+    compile_cache: str = "~/.cache/clip_italian/jax"
+    """Folder of XLA's persistent compilation cache; empty turns it off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation inside training, on the validation split of every source."""
+
+    eval_every: int = 500
+    """Steps between two evaluations; the last step is always evaluated."""
+    eval_batch_size: int = 256
+    """Rows per evaluation batch over all devices; the tail is padded and masked, never dropped."""
+    eval_images: int = 0
+    """Validation images per source, the first ones in record order; 0 takes all."""
+    best_metric: str = "text_to_image/R@1"
+    """Metric (higher is better) by which the best checkpoint is kept."""
+    zero_shot: bool = False
+    """Also classify validation images among all distinct captions (for captions that are labels)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a CLIP for your language."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Train a CLIP for your language. Flags override the values of the config file."""
+
+    config: str = ""
+    """Python file with `config = Config(...)` to start from; empty takes the defaults shown."""
+    dry_run: bool = False
+    """Print the plan of the run (phases, parameters, schedules, cost) and stop."""
+    run: tyro.conf.OmitArgPrefixes[Config] = Config()
+
+
+# Fields that may change when a run is resumed; all others are the run's identity.
+FREE_FIELDS = frozenset({
+    "workdir", "steps", "parallel", "resume", "log_every", "save_every", "keep_checkpoints",
+    "compile_cache", "data_dir", "data_cache", "reader_threads", "prefetch",
+    "eval_every", "eval_batch_size", "eval_images", "best_metric", "zero_shot",
+})  # fmt: skip
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Command line (without the program's name) → arguments with a resolved, valid config.
+
+    Exits with status 2 and a message on a wrong flag; raises `ConfigError` on a wrong value.
+    """
+    path = _config_path(argv)
+    default = Arguments(config=path, run=load(path) if path else Config())
+    parsed = tyro.cli(
+        Arguments,
+        args=list(argv),
+        default=default,
+        prog="run_hybrid_clip.py",
+        use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    run = resolve(parsed.run)
+    validate(run)
+    return dataclasses.replace(parsed, run=run)
+
+
+def _config_path(argv: Sequence[str]) -> str:
+    path = ""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--config":
+            path = following
+        elif word.startswith("--config="):
+            path = word.removeprefix("--config=")
+    return path
+
+
+def load(path: str) -> Config:
+    """Reads `config = Config(...)` from a Python file. Raises `ConfigError` if there is none."""
+    if not Path(path).is_file():
+        raise ConfigError(f"config: no such file: {path}")
+    config = runpy.run_path(path).get("config")
+    if not isinstance(config, Config):
+        raise ConfigError(f"config: {path} must define `config = Config(...)`, found {config!r}")
+    return config
+
+
+def dump(config: Config) -> str:
+    """The config as the text of a Python file that `load` reads back to an equal config."""
+    body = pprint.pformat(config, width=100, sort_dicts=False)
+    names = sorted(
+        {type(getattr(config, f.name)).__name__ for f in dataclasses.fields(config)}
+        | {"Config", "Segment"}
+    )
+    imports = "".join(f"    {name},\n" for name in names)
+    return (
+        '"""Resolved configuration of this run; itself a valid --config."""\n\n'
+        f"from clip_italian.config import (  # noqa: F401\n{imports})\n\nconfig = {body}\n"
+    )
+
+
+def resolve(config: Config) -> Config:
+    """Fills the fields whose default rests on another field, so that the run's file says all."""
+    optim, data, rate = config.optim, config.data, config.optim.learning_rate
+    own = (optim.vision_learning_rate, optim.text_learning_rate, optim.projection_learning_rate)
+    vision, text, projection = (rate if value is None else value for value in own)
+    decay_steps = config.train.steps if optim.decay_steps is None else optim.decay_steps
+    optim = dataclasses.replace(
+        optim,
+        vision_learning_rate=vision,
+        text_learning_rate=text,
+        projection_learning_rate=projection,
+        decay_steps=decay_steps,
+    )
+    data = dataclasses.replace(data, weights=data.weights or (1.0,) * len(data.sources))
+    model = dataclasses.replace(
+        config.model, tokenizer=config.model.tokenizer or config.model.text_tower
+    )
+    return dataclasses.replace(config, optim=optim, data=data, model=model)
+
+
+def leaves(config: Config) -> Iterator[tuple[str, Any]]:
+    """All knobs as (name, value), in order of declaration; names are unique."""
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        for field in dataclasses.fields(part):
+            yield field.name, getattr(part, field.name)
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The fields that must be equal for one run to continue another (model, data, order, optim)."""
+    return {name: value for name, value in leaves(config) if name not in FREE_FIELDS}
+
+
+def validate(config: Config) -> None:
+    """Checks every field of a resolved config that can be checked without devices or data.
+
+    Raises:
+      ConfigError: names the field, its value and what is allowed.
+    """
+    values = dict(leaves(config))
+    for name in _POSITIVE:
+        _require(values[name] > 0, name, values[name], "a number above 0")
+    for name in _NOT_NEGATIVE:
+        value = values[name]
+        _require(value is None or value >= 0, name, value, "0 or more")
+    for name in ("b1", "b2", "dropout"):
+        _require(0 <= values[name] < 1, name, values[name], "0 ≤ value < 1")
+    for name, value in values.items():
+        if isinstance(value, float):
+            _require(math.isfinite(value), name, value, "a finite number")
+    for side in ("vision", "text"):
+        _check_tower(values, side)
+    _check_sources(config.data)
+    _check_schedule(config)
+
+
+_POSITIVE = (
+    "projection_dim", "logit_scale", "logit_scale_max", "max_length", "reader_threads", "prefetch",
+    "steps", "batch_size", "log_every", "save_every", "keep_checkpoints", "eval_every",
+    "eval_batch_size", "learning_rate",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "vision_learning_rate", "text_learning_rate", "projection_learning_rate", "warmup_steps",
+    "decay_steps", "vision_thaw_step", "text_thaw_step", "weight_decay", "agc_clip", "clip_norm",
+    "eval_images", "seed",
+)  # fmt: skip
+
+
+def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} = {value!r} is not allowed; give {allowed}")
+
+
+def _check_tower(values: dict[str, Any], side: str) -> None:
+    tower, shape = values[f"{side}_tower"], values[f"{side}_config"]
+    if not tower and not shape:
+        raise ConfigError(
+            f"{side}_tower is empty and {side}_config is not set: name a hub id or a local folder, "
+            f"or start from a config file (--config) that states {side}_config"
+        )
+    _require(
+        shape is None or "model_type" in shape,
+        f"{side}_config",
+        shape,
+        "a Hugging Face configuration with its model_type",
+    )
+
+
+def _check_sources(data: DataConfig) -> None:
+    _require(len(data.sources) > 0, "sources", data.sources, "at least one source")
+    unique = len(set(data.sources)) == len(data.sources)
+    _require(unique, "sources", data.sources, "each source once; use weights to repeat one")
+    _require(
+        len(data.weights) == len(data.sources),
+        "weights",
+        data.weights,
+        f"one weight for each of the {len(data.sources)} sources {data.sources}",
+    )
+    for weight in data.weights:
+        _require(weight > 0, "weights", data.weights, "weights above 0; leave a source out instead")
+
+
+def _check_schedule(config: Config) -> None:
+    optim, steps = config.optim, config.train.steps
+    for segment in optim.segments:
+        _require(segment.group in GROUPS, "segments", segment, f"a group out of {GROUPS}")
+        _require(
+            0 <= segment.start_step
+            and 0 <= segment.warmup_steps <= segment.decay_steps
+            and segment.learning_rate >= 0,
+            "segments",
+            segment,
+            "start_step ≥ 0, learning_rate ≥ 0 and 0 ≤ warmup_steps ≤ decay_steps",
+        )
+    if not optim.segments:
+        for name in ("vision_thaw_step", "text_thaw_step"):
+            thaw = getattr(optim, name)
+            decay_steps = optim.decay_steps or steps
+            fits = thaw is None or thaw + optim.warmup_steps <= max(decay_steps, 1)
+            allowed = f"a step for which thaw + warmup_steps ≤ decay_steps ({decay_steps}), or None"
+            _require(fits, name, thaw, allowed)

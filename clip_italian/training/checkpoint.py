@@ -1,0 +1,134 @@
+"""Checkpoints: the whole state, what it belongs to, and which ones are kept (Orbax)."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from clip_italian.config import Config, ConfigError, identity, leaves
+
+FORMAT_VERSION = 1
+logger = logging.getLogger(__name__)
+
+
+def describe(config: Config, data_fingerprint: str) -> dict[str, Any]:
+    """What is stored beside the state, as JSON: config, the run's identity and data."""
+    return _as_json({
+        "format_version": FORMAT_VERSION,
+        "identity": {**identity(config), "data_fingerprint": data_fingerprint},
+        "config": dict(leaves(config)),
+        "jax": jax.__version__,
+    })
+
+
+def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], where: str) -> None:
+    """Refuses to continue another run; logs the fields that may change and did.
+
+    Raises:
+      ConfigError: names each identity field that differs, with both values.
+    """
+    if saved["format_version"] > FORMAT_VERSION:
+        raise ConfigError(
+            f"workdir: {where} was written by a newer version (checkpoint format "
+            f"{saved['format_version']}, this one reads up to {FORMAT_VERSION}); upgrade to go on"
+        )
+    changed = _changes(saved["identity"], current["identity"])
+    if changed:
+        raise ConfigError(
+            f"workdir: {where} holds a run of another config: {changed}. "
+            "Give these values again to continue it, or another --workdir to start anew"
+        )
+    moved = _changes(saved["config"], current["config"])
+    if moved:
+        logger.info("continuing with changed fields: %s", moved)
+
+
+def _changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{name} was {saved.get(name)!r}, is {current.get(name)!r}"
+        for name in sorted({*saved, *current})
+        if saved.get(name) != current.get(name)
+    )
+
+
+def _as_json(tree: Any) -> Any:
+    return json.loads(json.dumps(tree, default=dataclasses.asdict))
+
+
+class Checkpoints:
+    """The checkpoints of one run folder, written asynchronously to `<workdir>/checkpoints/<step>`.
+
+    Keeps the latest `keep` and the best one by `best_metric` (higher is better).
+    """
+
+    def __init__(self, workdir: str, *, keep: int, best_metric: str):
+        policies = ocp.checkpoint_managers
+        self.folder = epath.Path(workdir) / "checkpoints"
+        self._best_metric = best_metric
+
+        def score(metrics: Mapping[str, float]) -> float:
+            return metrics[best_metric]
+
+        self._manager = ocp.CheckpointManager(
+            self.folder.resolve() if "://" not in workdir else self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy([
+                    policies.LatestN(keep),
+                    policies.BestN(
+                        get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
+                    ),
+                ]),
+                best_fn=score,  # Only with it are metrics written at all.
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def best(self) -> tuple[int, float] | None:
+        """(step, value) of the best checkpoint by the metric, or None if none was evaluated."""
+        self._manager.wait_until_finished()
+        scored = [
+            (metrics[self._best_metric], step)
+            for step in self._manager.all_steps()
+            if (metrics := self._manager.metrics(step)) and self._best_metric in metrics
+        ]
+        if not scored:
+            return None
+        value, step = max(scored)
+        return step, value
+
+    def save(
+        self, state: Any, description: Mapping[str, Any], metrics: Mapping[str, float] | None
+    ) -> None:
+        """Starts to save `state` at its own step; its structure is that of its step's phase."""
+        chosen = (metrics or {}).get(self._best_metric)
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(dict(description))
+            ),
+            metrics=None if chosen is None else {self._best_metric: float(chosen)},
+        )
+
+    def description(self, step: int) -> dict[str, Any]:
+        """What `describe` said when the checkpoint was written."""
+        args = ocp.args.Composite(run=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["run"]
+
+    def restore(self, step: int, like: Any) -> Any:
+        """The state at `step`; `like` gives structure, shapes, dtypes and layout of each leaf."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        return self._manager.restore(step, args=args)["state"]
+
+    def close(self) -> None:
+        """Waits until the last save is whole."""
+        self._manager.wait_until_finished()
+        self._manager.close()

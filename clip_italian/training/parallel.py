@@ -1,0 +1,131 @@
+"""One step function on many devices: a jit over a mesh (default), or pmap."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from clip_italian.config import ConfigError, EvalConfig, TrainConfig
+
+AXIS = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """How arrays are laid out and steps compiled.
+
+    State is replicated and never has a device axis, under either kind, so a checkpoint of one
+    continues under the other. Batches are split along their rows.
+
+    Attributes:
+      kind: "mesh" or "pmap".
+      mesh: all devices along the one axis `AXIS`.
+    """
+
+    kind: str
+    mesh: Mesh
+
+    @property
+    def devices(self) -> int:
+        """Number of devices over all hosts."""
+        return self.mesh.size
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis that a step must reduce over itself: only under pmap."""
+        return AXIS if self.kind == "pmap" else None
+
+    @property
+    def shards(self) -> int:
+        """Device shards among the rows that a step sees."""
+        return 1 if self.kind == "pmap" else self.devices
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The layout of state and parameters."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def by_row(self) -> NamedSharding:
+        """The layout of a global batch: rows split over the devices."""
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+    def replicate(self, tree: Any) -> Any:
+        """Host or device arrays → arrays on all devices."""
+        return jax.device_put(tree, self.replicated)
+
+    def place_rows(self, batch: Any) -> Any:
+        """This host's rows (numpy) → global arrays with rows split over all devices."""
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(self.by_row, x), batch
+        )
+
+    def place(self, batch: Any) -> Any:
+        """This host's rows (numpy) → what a step compiled by `compile` takes."""
+        if self.kind == "mesh":
+            return self.place_rows(batch)
+        local = len(self.mesh.local_devices)
+        return jax.tree.map(lambda x: np.reshape(x, (local, -1, *x.shape[1:])), batch)
+
+    def compile(self, step: Callable) -> Callable:
+        """Compiles `step(state, batch) -> (state, metrics)`; the given state's memory is reused."""
+        if self.kind == "mesh":
+            return jax.jit(
+                step,
+                in_shardings=(self.replicated, self.by_row),
+                out_shardings=self.replicated,
+                donate_argnums=0,
+            )
+        return jax.pmap(
+            step,
+            axis_name=AXIS,
+            in_axes=(None, 0),
+            out_axes=None,
+            devices=list(self.mesh.devices.flat),
+            donate_argnums=0,
+        )
+
+    def compile_rows(self, function: Callable) -> Callable:
+        """Compiles `function(params, rows)` for evaluation, over the mesh under either kind.
+
+        `rows` is a tree of this host's numpy arrays; results are replicated, since every host
+        needs all of them.
+        """
+        compiled = jax.jit(function, out_shardings=self.replicated)
+        return lambda params, rows: compiled(params, self.place_rows(rows))
+
+
+def make_parallel(kind: str, devices: list[jax.Device] | None = None) -> Parallel:
+    """A layout over the given devices (default: all of all hosts)."""
+    found = np.asarray(jax.devices() if devices is None else devices)
+    # Auto: Hugging Face's Flax modules fail under explicit axis types.
+    return Parallel(kind, Mesh(found, (AXIS,), axis_types=(AxisType.Auto,)))
+
+
+def start(train: TrainConfig, evaluation: EvalConfig) -> Parallel:
+    """The layout of a run over all devices, with the compilation cache on.
+
+    Raises:
+      ConfigError: a batch size does not split evenly over the devices.
+    """
+    if train.compile_cache:
+        folder = str(epath.Path(train.compile_cache).expanduser())
+        jax.config.update("jax_compilation_cache_dir", folder)
+    layout = make_parallel(train.parallel)
+    check_batch_size("batch_size", train.batch_size, layout.devices)
+    check_batch_size("eval_batch_size", evaluation.eval_batch_size, layout.devices)
+    return layout
+
+
+def check_batch_size(name: str, size: int, devices: int) -> None:
+    """Raises `ConfigError` unless the global batch splits evenly over the devices."""
+    if size % devices:
+        near = max(devices, size - size % devices)
+        raise ConfigError(
+            f"{name} = {size} does not split over {devices} devices; give a multiple of {devices}, "
+            f"such as {near}"
+        )

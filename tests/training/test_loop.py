@@ -1,0 +1,202 @@
+"""The loop on random arrays: phases, resume, evaluation, checkpoints, refusals."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from clip_italian.config import ConfigError, TrainConfig
+from clip_italian.training import loop
+from clip_italian.training.checkpoint import Checkpoints, check_same_run, describe
+from clip_italian.training.monitor import Monitor, read_metrics
+from clip_italian.training.parallel import make_parallel
+from tests import toy
+
+STEPS = 12
+
+
+def make_config(workdir, **changes):
+    config = toy.config(
+        steps=STEPS,
+        train={"workdir": str(workdir), "log_every": 1, "save_every": 3, "keep_checkpoints": 2},
+        **{"vision_thaw_step": 7, "decay_steps": STEPS, "warmup_steps": 2, **changes},
+    )
+    evaluation = dataclasses.replace(config.eval, eval_every=4, best_metric="score")
+    return toy.learned(dataclasses.replace(config, eval=evaluation))
+
+
+def run(config, *, until=STEPS, kind="mesh", devices=2, batches_from=toy.batches_from, score=None):
+    """Trains up to step `until` as if the process ended there; returns the state."""
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=until))
+    parallel = make_parallel(kind, jax.devices()[:devices])
+    checkpoints = Checkpoints(config.train.workdir, keep=2, best_metric="score")
+    description = describe(config, "fingerprint")
+    state = loop.start_state(
+        config, parallel, toy.init_params, toy.init_params, checkpoints, description
+    )
+    monitor = Monitor(config.train, first_step=int(state.step))
+    try:
+        return loop.train(
+            config,
+            state,
+            parallel=parallel,
+            apply_fn=toy.apply_fn,
+            batches_from=batches_from,
+            evaluate=score or (lambda params: [("score", float(params["logit_scale"]))]),
+            checkpoints=checkpoints,
+            description=description,
+            monitor=monitor,
+        )[0]
+    finally:
+        checkpoints.close()
+        monitor.close()
+
+
+def losses(workdir):
+    return [
+        (line["step"], line["train/loss"], line["batch_digest"])
+        for line in read_metrics(str(workdir))
+        if "train/loss" in line
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, run(make_config(workdir))
+
+
+@pytest.mark.parametrize("stop", [5, 7], ids=["mid-phase", "at-the-thaw"])
+def test_train_stop_resume_equals_train(whole, tmp_path, stop):
+    run(make_config(tmp_path), until=stop)
+    state = run(make_config(tmp_path))
+    assert losses(tmp_path) == losses(whole[0])
+    assert [step for step, *_ in losses(tmp_path)] == list(range(1, STEPS + 1))
+    jax.tree.map(np.testing.assert_array_equal, state, whole[1])
+
+
+def test_a_pmap_checkpoint_goes_on_under_the_mesh(whole, tmp_path):
+    run(make_config(tmp_path), until=5, kind="pmap")
+    state = run(make_config(tmp_path), kind="mesh")
+    np.testing.assert_allclose(
+        [loss for _, loss, _ in losses(tmp_path)],
+        [loss for _, loss, _ in losses(whole[0])],
+        rtol=1e-5,
+    )
+    assert int(state.step) == STEPS
+
+
+def test_the_frozen_tower_stays_and_then_moves(whole, tmp_path):
+    state = run(make_config(tmp_path), until=7)
+    kernel = ("vision_model", "layer", "kernel")
+    start, frozen, moved = (
+        np.asarray(params[kernel[0]][kernel[1]][kernel[2]])
+        for params in (toy.init_params(), state.params, whole[1].params)
+    )
+    np.testing.assert_array_equal(frozen, start)
+    assert np.abs(moved - start).max() > 1e-3
+    assert "vision" in state.opt_state  # the state at step 7 has the structure of its phase
+
+
+def test_checkpoints_kept_are_the_latest_and_the_best(tmp_path):
+    scores = iter([5.0, 1.0, 2.0])
+    run(make_config(tmp_path), score=lambda params: [("score", next(scores))])
+    checkpoints = Checkpoints(str(tmp_path), keep=2, best_metric="score")
+    # Saved at 3, 4, 6, 8, 9, 12; the evaluations at 4, 8, 12 scored 5, 1, 2.
+    assert sorted(p.name for p in tmp_path.joinpath("checkpoints").iterdir()) == ["12", "4", "9"]
+    assert checkpoints.best() == (4, 5.0)
+    checkpoints.close()
+
+
+def test_evaluation_is_logged_at_its_steps(whole):
+    assert [x["step"] for x in read_metrics(str(whole[0])) if "score" in x] == [4, 8, 12]
+    assert list(whole[0].joinpath("tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("learning_rate", {"learning_rate": 3e-3}),
+        ("vision_thaw_step", {"vision_thaw_step": 6}),
+        ("optimizer", {"optimizer": "adabelief"}),
+    ],
+)
+def test_another_run_is_refused_by_name(tmp_path, field, changes):
+    saved = describe(make_config(tmp_path), "fingerprint")
+    with pytest.raises(ConfigError, match=f"workdir.*{field} was"):
+        check_same_run(saved, describe(make_config(tmp_path, **changes), "fingerprint"), "x")
+
+
+def test_other_data_are_refused_and_free_fields_are_not(tmp_path):
+    config = make_config(tmp_path)
+    saved = describe(config, "fingerprint")
+    with pytest.raises(ConfigError, match="data_fingerprint was 'fingerprint', is 'other'"):
+        check_same_run(saved, describe(config, "other"), "x")
+    longer = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, steps=99, log_every=7, workdir="elsewhere")
+    )
+    check_same_run(saved, describe(longer, "fingerprint"), "x")
+
+
+def test_a_newer_checkpoint_format_is_refused(tmp_path):
+    description = describe(make_config(tmp_path), "f")
+    with pytest.raises(ConfigError, match="format 2"):
+        check_same_run({**description, "format_version": 2}, description, "x")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
+    def poisoned(step):
+        for number, batch in enumerate(toy.batches_from(step), start=step):
+            mask = batch.text[0].attention_mask * (number != 5)
+            yield batch._replace(text=(batch.text[0]._replace(attention_mask=mask),))
+
+    with pytest.raises(FloatingPointError, match="at step 6"):
+        run(make_config(tmp_path), batches_from=poisoned)
+    steps = sorted(int(p.name) for p in tmp_path.joinpath("checkpoints").iterdir())
+    assert steps == [3, 4]
+
+
+def test_every_leaf_of_the_state_is_saved(whole):
+    workdir, state = whole
+    checkpoints = Checkpoints(str(workdir), keep=2, best_metric="score")
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    restored = checkpoints.restore(STEPS, like)
+    checkpoints.close()
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert int(restored.step) == STEPS and restored.rng.shape == (2,)
+    assert len(jax.tree.leaves(restored.opt_state)) == 4 + 2 * 6  # a count per group, two moments
+
+
+def test_a_line_cut_by_a_kill_and_later_steps_are_dropped(tmp_path):
+    lines = [json.dumps({"step": s, "train/loss": 1.0}) for s in (1, 2, 3)]
+    tmp_path.joinpath("metrics.jsonl").write_text("\n".join([*lines, '{"step": 4, "tra']))
+    Monitor(TrainConfig(workdir=str(tmp_path), steps=5), first_step=2).close()
+    assert [line["step"] for line in read_metrics(str(tmp_path))] == [1, 2]
+
+
+def test_rates_and_mfu(tmp_path, monkeypatch):
+    now = iter([0.0, 1.0, 1.5, 4.0])
+    monkeypatch.setattr("clip_italian.training.monitor.time.perf_counter", lambda: next(now))
+    config = TrainConfig(workdir=str(tmp_path), steps=5, batch_size=32)
+    monitor = Monitor(config, first_step=0, peak=1e9)
+    monitor.flops_per_step = 1e9
+    with monitor.waiting_for_data():
+        pass
+    monitor.count_step()
+    monitor.count_step()
+    # Two steps of 32 pairs in 4 s, of which 0.5 s of waiting; 2 GFLOP in 4 s at a peak of 1 GF/s.
+    assert monitor.rates() == {
+        "rate/pairs_per_second": 16.0,
+        "rate/data_wait": 0.125,
+        "rate/mfu": 0.5,
+    }
+
+
+def test_the_digest_tells_batches_and_their_order_apart():
+    batch = toy.batch(0)
+    turned = batch._replace(image_id=batch.image_id[::-1])
+    assert loop.batch_digest(batch) == loop.batch_digest(toy.batch(0))
+    assert len({loop.batch_digest(b) for b in (batch, toy.batch(1), turned)}) == 3
