@@ -1,4 +1,4 @@
-"""Every knob of a training run: frozen dataclasses, their validation, loading and parsing.
+"""Every knob of a training run, as frozen dataclasses; `flags` reads, checks and writes them.
 
 In code a knob is nested (`config.optim.learning_rate`); at the shell it is flat
 (`--learning_rate 1e-4`). Durations are in optimizer steps unless a name says otherwise, batch
@@ -6,11 +6,7 @@ sizes are global (all devices of all hosts). Fields marked *config file only* ha
 """
 
 import dataclasses
-import math
-import pprint
-import runpy
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -190,7 +186,7 @@ class EvalConfig:
     best_metric: str = "text_to_image/R@1"
     """Metric (higher is better) by which the best checkpoint is kept."""
     zero_shot: bool = False
-    """Also classify validation images among all distinct captions (for captions that are labels)."""
+    """Also classify validation images among all distinct captions (captions must be labels)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,17 +201,6 @@ class Config:
     eval: EvalConfig = EvalConfig()
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Train a CLIP for your language. Flags override the values of the config file."""
-
-    config: str = ""
-    """Python file with `config = Config(...)` to start from; empty takes the defaults shown."""
-    dry_run: bool = False
-    """Print the plan of the run (phases, parameters, schedules, cost) and stop."""
-    run: tyro.conf.OmitArgPrefixes[Config] = Config()
-
-
 # Fields that may change when a run is resumed; all others are the run's identity.
 FREE_FIELDS = frozenset({
     "workdir", "steps", "parallel", "resume", "log_every", "save_every", "keep_checkpoints",
@@ -224,73 +209,19 @@ FREE_FIELDS = frozenset({
 })  # fmt: skip
 
 
-def parse(argv: Sequence[str]) -> Arguments:
-    """Command line (without the program's name) → arguments with a resolved, valid config.
-
-    Exits with status 2 and a message on a wrong flag; raises `ConfigError` on a wrong value.
-    """
-    path = _config_path(argv)
-    default = Arguments(config=path, run=load(path) if path else Config())
-    parsed = tyro.cli(
-        Arguments,
-        args=list(argv),
-        default=default,
-        prog="run_hybrid_clip.py",
-        use_underscores=True,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    run = resolve(parsed.run)
-    validate(run)
-    return dataclasses.replace(parsed, run=run)
-
-
-def _config_path(argv: Sequence[str]) -> str:
-    path = ""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if word == "--config":
-            path = following
-        elif word.startswith("--config="):
-            path = word.removeprefix("--config=")
-    return path
-
-
-def load(path: str) -> Config:
-    """Reads `config = Config(...)` from a Python file. Raises `ConfigError` if there is none."""
-    if not Path(path).is_file():
-        raise ConfigError(f"config: no such file: {path}")
-    config = runpy.run_path(path).get("config")
-    if not isinstance(config, Config):
-        raise ConfigError(f"config: {path} must define `config = Config(...)`, found {config!r}")
-    return config
-
-
-def dump(config: Config) -> str:
-    """The config as the text of a Python file that `load` reads back to an equal config."""
-    body = pprint.pformat(config, width=100, sort_dicts=False)
-    names = sorted(
-        {type(getattr(config, f.name)).__name__ for f in dataclasses.fields(config)}
-        | {"Config", "Segment"}
-    )
-    imports = "".join(f"    {name},\n" for name in names)
-    return (
-        '"""Resolved configuration of this run; itself a valid --config."""\n\n'
-        f"from clip_italian.config import (  # noqa: F401\n{imports})\n\nconfig = {body}\n"
-    )
-
-
 def resolve(config: Config) -> Config:
     """Fills the fields whose default rests on another field, so that the run's file says all."""
     optim, data, rate = config.optim, config.data, config.optim.learning_rate
-    own = (optim.vision_learning_rate, optim.text_learning_rate, optim.projection_learning_rate)
-    vision, text, projection = (rate if value is None else value for value in own)
-    decay_steps = config.train.steps if optim.decay_steps is None else optim.decay_steps
-    optim = dataclasses.replace(
-        optim,
-        vision_learning_rate=vision,
-        text_learning_rate=text,
-        projection_learning_rate=projection,
-        decay_steps=decay_steps,
-    )
+    if not optim.segments:
+        own = (optim.vision_learning_rate, optim.text_learning_rate, optim.projection_learning_rate)
+        vision, text, projection = (rate if value is None else value for value in own)
+        optim = dataclasses.replace(
+            optim,
+            vision_learning_rate=vision,
+            text_learning_rate=text,
+            projection_learning_rate=projection,
+            decay_steps=config.train.steps if optim.decay_steps is None else optim.decay_steps,
+        )
     data = dataclasses.replace(data, weights=data.weights or (1.0,) * len(data.sources))
     model = dataclasses.replace(
         config.model, tokenizer=config.model.tokenizer or config.model.text_tower
@@ -309,93 +240,3 @@ def leaves(config: Config) -> Iterator[tuple[str, Any]]:
 def identity(config: Config) -> dict[str, Any]:
     """The fields that must be equal for one run to continue another (model, data, order, optim)."""
     return {name: value for name, value in leaves(config) if name not in FREE_FIELDS}
-
-
-def validate(config: Config) -> None:
-    """Checks every field of a resolved config that can be checked without devices or data.
-
-    Raises:
-      ConfigError: names the field, its value and what is allowed.
-    """
-    values = dict(leaves(config))
-    for name in _POSITIVE:
-        _require(values[name] > 0, name, values[name], "a number above 0")
-    for name in _NOT_NEGATIVE:
-        value = values[name]
-        _require(value is None or value >= 0, name, value, "0 or more")
-    for name in ("b1", "b2", "dropout"):
-        _require(0 <= values[name] < 1, name, values[name], "0 ≤ value < 1")
-    for name, value in values.items():
-        if isinstance(value, float):
-            _require(math.isfinite(value), name, value, "a finite number")
-    for side in ("vision", "text"):
-        _check_tower(values, side)
-    _check_sources(config.data)
-    _check_schedule(config)
-
-
-_POSITIVE = (
-    "projection_dim", "logit_scale", "logit_scale_max", "max_length", "reader_threads", "prefetch",
-    "steps", "batch_size", "log_every", "save_every", "keep_checkpoints", "eval_every",
-    "eval_batch_size", "learning_rate",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "vision_learning_rate", "text_learning_rate", "projection_learning_rate", "warmup_steps",
-    "decay_steps", "vision_thaw_step", "text_thaw_step", "weight_decay", "agc_clip", "clip_norm",
-    "eval_images", "seed",
-)  # fmt: skip
-
-
-def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise ConfigError(f"{name} = {value!r} is not allowed; give {allowed}")
-
-
-def _check_tower(values: dict[str, Any], side: str) -> None:
-    tower, shape = values[f"{side}_tower"], values[f"{side}_config"]
-    if not tower and not shape:
-        raise ConfigError(
-            f"{side}_tower is empty and {side}_config is not set: name a hub id or a local folder, "
-            f"or start from a config file (--config) that states {side}_config"
-        )
-    _require(
-        shape is None or "model_type" in shape,
-        f"{side}_config",
-        shape,
-        "a Hugging Face configuration with its model_type",
-    )
-
-
-def _check_sources(data: DataConfig) -> None:
-    _require(len(data.sources) > 0, "sources", data.sources, "at least one source")
-    unique = len(set(data.sources)) == len(data.sources)
-    _require(unique, "sources", data.sources, "each source once; use weights to repeat one")
-    _require(
-        len(data.weights) == len(data.sources),
-        "weights",
-        data.weights,
-        f"one weight for each of the {len(data.sources)} sources {data.sources}",
-    )
-    for weight in data.weights:
-        _require(weight > 0, "weights", data.weights, "weights above 0; leave a source out instead")
-
-
-def _check_schedule(config: Config) -> None:
-    optim, steps = config.optim, config.train.steps
-    for segment in optim.segments:
-        _require(segment.group in GROUPS, "segments", segment, f"a group out of {GROUPS}")
-        _require(
-            0 <= segment.start_step
-            and 0 <= segment.warmup_steps <= segment.decay_steps
-            and segment.learning_rate >= 0,
-            "segments",
-            segment,
-            "start_step ≥ 0, learning_rate ≥ 0 and 0 ≤ warmup_steps ≤ decay_steps",
-        )
-    if not optim.segments:
-        for name in ("vision_thaw_step", "text_thaw_step"):
-            thaw = getattr(optim, name)
-            decay_steps = optim.decay_steps or steps
-            fits = thaw is None or thaw + optim.warmup_steps <= max(decay_steps, 1)
-            allowed = f"a step for which thaw + warmup_steps ≤ decay_steps ({decay_steps}), or None"
-            _require(fits, name, thaw, allowed)

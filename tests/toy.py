@@ -89,5 +89,3 @@ def learned(cfg):
     import dataclasses
 
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, learn_logit_scale=True))
-
-

@@ -18,12 +18,14 @@ logger = logging.getLogger(__name__)
 
 def describe(config: Config, data_fingerprint: str) -> dict[str, Any]:
     """What is stored beside the state, as JSON: config, the run's identity and data."""
-    return _as_json({
-        "format_version": FORMAT_VERSION,
-        "identity": {**identity(config), "data_fingerprint": data_fingerprint},
-        "config": dict(leaves(config)),
-        "jax": jax.__version__,
-    })
+    return _as_json(
+        {
+            "format_version": FORMAT_VERSION,
+            "identity": {**identity(config), "data_fingerprint": data_fingerprint},
+            "config": dict(leaves(config)),
+            "jax": jax.__version__,
+        }
+    )
 
 
 def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], where: str) -> None:
@@ -39,9 +41,10 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], where: 
         )
     changed = _changes(saved["identity"], current["identity"])
     if changed:
+        hint = " To lengthen a run, give the old decay_steps." if "decay_steps" in changed else ""
         raise ConfigError(
             f"workdir: {where} holds a run of another config: {changed}. "
-            "Give these values again to continue it, or another --workdir to start anew"
+            f"Give these values again to continue it, or another --workdir to start anew.{hint}"
         )
     moved = _changes(saved["config"], current["config"])
     if moved:
@@ -63,11 +66,14 @@ def _as_json(tree: Any) -> Any:
 class Checkpoints:
     """The checkpoints of one run folder, written asynchronously to `<workdir>/checkpoints/<step>`.
 
-    Keeps the latest `keep` and the best one by `best_metric` (higher is better).
+    Keeps the latest `keep_checkpoints` and the best one by `best_metric` (higher is better).
     """
 
-    def __init__(self, workdir: str, *, keep: int, best_metric: str):
-        policies = ocp.checkpoint_managers
+    def __init__(self, config: Config, data_fingerprint: str):
+        """Opens or makes the folder of a resolved config's run on these data."""
+        workdir, policies = config.train.workdir, ocp.checkpoint_managers
+        best_metric = config.eval.best_metric
+        self._description = describe(config, data_fingerprint)
         self.folder = epath.Path(workdir) / "checkpoints"
         self._best_metric = best_metric
 
@@ -77,12 +83,14 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.folder.resolve() if "://" not in workdir else self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy([
-                    policies.LatestN(keep),
-                    policies.BestN(
-                        get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
-                    ),
-                ]),
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(config.train.keep_checkpoints),
+                        policies.BestN(
+                            get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
+                        ),
+                    ]
+                ),
                 best_fn=score,  # Only with it are metrics written at all.
                 cleanup_tmp_directories=True,
             ),
@@ -105,23 +113,22 @@ class Checkpoints:
         value, step = max(scored)
         return step, value
 
-    def save(
-        self, state: Any, description: Mapping[str, Any], metrics: Mapping[str, float] | None
-    ) -> None:
+    def save(self, state: Any, metrics: Mapping[str, float] | None) -> None:
         """Starts to save `state` at its own step; its structure is that of its step's phase."""
         chosen = (metrics or {}).get(self._best_metric)
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(dict(description))
+                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(self._description)
             ),
             metrics=None if chosen is None else {self._best_metric: float(chosen)},
         )
 
-    def description(self, step: int) -> dict[str, Any]:
-        """What `describe` said when the checkpoint was written."""
+    def check_same_run(self, step: int) -> None:
+        """Raises `ConfigError` if the checkpoint at `step` belongs to another run."""
         args = ocp.args.Composite(run=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)["run"]
+        saved = self._manager.restore(step, args=args)["run"]
+        check_same_run(saved, self._description, str(self.folder))
 
     def restore(self, step: int, like: Any) -> Any:
         """The state at `step`; `like` gives structure, shapes, dtypes and layout of each leaf."""

@@ -1,24 +1,25 @@
 """The training loop: phases, steps, evaluation, checkpoints. It sees arrays and callables only."""
 
+import contextlib
 import functools
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from clip_italian.batch import Batch
-from clip_italian.config import Config
+from clip_italian.config import Config, ConfigError
 from clip_italian.training import optim
-from clip_italian.training.checkpoint import Checkpoints, check_same_run
+from clip_italian.training.checkpoint import Checkpoints
 from clip_italian.training.monitor import Monitor
 from clip_italian.training.optim import Optimizer, Phase
 from clip_italian.training.parallel import Parallel
 from clip_italian.training.step import ApplyFn, TrainState, enter_phase, init_state, train_step
 
-BatchesFrom = Callable[[int], Iterator[Batch]]
+BatchesFrom = Callable[[int], Generator[Batch, None, None]]
 Evaluator = Callable[[Any], Iterable[tuple[str, float]]]
 
 
@@ -28,7 +29,6 @@ def start_state(
     init_params: Callable[[], Any],
     param_shapes: Callable[[], Any],
     checkpoints: Checkpoints,
-    description: Mapping[str, Any],
 ) -> TrainState:
     """The state to go on from: the newest checkpoint of the same run, or a new one.
 
@@ -37,8 +37,7 @@ def start_state(
       parallel: the layout.
       init_params: makes the parameters before step 0; not called to resume.
       param_shapes: their shapes and dtypes; called only to resume.
-      checkpoints: of this run's workdir.
-      description: what `checkpoint.describe` says of this run.
+      checkpoints: of this run.
 
     Raises:
       ConfigError: the workdir holds another run, or any run and `resume` is "never".
@@ -48,7 +47,12 @@ def start_state(
     if step is None:
         state = init_state(init_params(), optimizer, phases[0], config.train.seed)
         return parallel.replicate(state)
-    check_same_run(checkpoints.description(step), description, str(checkpoints.folder))
+    if config.train.resume == "never":
+        raise ConfigError(
+            f"resume = 'never', but {checkpoints.folder} has a checkpoint of step {step}; "
+            "give another --workdir, or --resume auto to continue it"
+        )
+    checkpoints.check_same_run(step)
     phase = optim.phase_at(phases, step)
     like = jax.eval_shape(
         lambda params: init_state(params, optimizer, phase, config.train.seed), param_shapes()
@@ -92,12 +96,12 @@ def train(
     batches_from: BatchesFrom,
     evaluate: Evaluator,
     checkpoints: Checkpoints,
-    description: Mapping[str, Any],
     monitor: Monitor,
 ) -> tuple[TrainState, dict[str, float]]:
     """Runs from the state's step to the end of the run.
 
-    Metrics are fetched one step late, so that the device never waits for the host.
+    Metrics are fetched one step late, so that the device never waits for the host. Closes
+    `checkpoints`, `monitor` and the batches, so that the last save is whole however the run ends.
 
     Args:
       config: a resolved config.
@@ -107,7 +111,6 @@ def train(
       batches_from: first step → endless batches (numpy, this host's rows) from that step on.
       evaluate: parameters → (metric, value) pairs.
       checkpoints: where states go.
-      description: stored beside each of them.
       monitor: where metrics go.
 
     Returns:
@@ -121,43 +124,46 @@ def train(
     first = int(state.step)
     batches = batches_from(first)
     late: tuple[int, dict[str, Any]] | None = None
-    compiled, phase, results = None, None, None
+    compiled: Any = None
+    phase: Phase | None = None
+    results: dict[str, float] | None = None
+    closing = contextlib.closing
+    with closing(checkpoints), closing(monitor), closing(batches):
+        for step in range(first, steps):
+            with monitor.waiting_for_data():
+                batch = next(batches)
+            placed = parallel.place(batch)
+            new_phase = optim.phase_at(phases, step)
+            if new_phase != phase:
+                phase = new_phase
+                monitor.say(f"step {step}: training {', '.join(phase.moving) or 'nothing'}")
+                compiled = compile_step(config, parallel, apply_fn, phase)
+                compiled = compiled.lower(state, placed).compile()
+                monitor.flops_per_step = _flops(compiled, parallel)
+                monitor.restart_clock()
+            state, metrics = compiled(state, placed)
+            monitor.count_step()
+            done = step + 1
+            if late:
+                _log_late(monitor, *late, every=every.log_every)
+            late = (done, {**metrics, "batch_digest": batch_digest(batch)})
 
-    for step in range(first, steps):
-        with monitor.waiting_for_data():
-            batch = next(batches)
-        placed = parallel.place(batch)
-        new_phase = optim.phase_at(phases, step)
-        if new_phase != phase:
-            phase = new_phase
-            monitor.say(f"step {step}: training {', '.join(phase.moving) or 'nothing'}")
-            compiled = compile_step(config, parallel, apply_fn, phase)
-            compiled = compiled.lower(state, placed).compile()
-            monitor.flops_per_step = _flops(compiled, parallel)
-            monitor.restart_clock()
-        state, metrics = compiled(state, placed)
-        monitor.count_step()
-        done = step + 1
-        if late:
-            _log_late(monitor, *late, every=every.log_every)
-        late = (done, {**metrics, "batch_digest": batch_digest(batch)})
-
-        if optim.phase_at(phases, done) != phase:
-            state = enter_phase(state, optimizer, optim.phase_at(phases, done))
-            state = parallel.replicate(state)
-        evaluated = done % config.eval.eval_every == 0 or done == steps
-        if evaluated or done % every.save_every == 0:
-            # A state is saved only once its own loss is known to be finite.
-            _log_late(monitor, *late, every=1 if evaluated else every.log_every)
-            late = None
-            results = dict(evaluate(state.params)) if evaluated else None
-            if results is not None:
-                monitor.log(done, results)
-            checkpoints.save(state, description, results)
-            monitor.restart_clock()
-    if results is None:
-        results = dict(evaluate(state.params))
-    return state, results
+            if optim.phase_at(phases, done) != phase:
+                state = enter_phase(state, optimizer, optim.phase_at(phases, done))
+                state = parallel.replicate(state)
+            evaluated = done % config.eval.eval_every == 0 or done == steps
+            if evaluated or done % every.save_every == 0:
+                # A state is saved only once its own loss is known to be finite.
+                _log_late(monitor, *late, every=1 if evaluated else every.log_every)
+                late = None
+                results = dict(evaluate(state.params)) if evaluated else None
+                if results is not None:
+                    monitor.log(done, results)
+                checkpoints.save(state, results)
+                monitor.restart_clock()
+        if results is None:
+            results = dict(evaluate(state.params))
+        return state, results
 
 
 def batch_digest(batch: Batch) -> str:

@@ -60,9 +60,7 @@ class Parallel:
 
     def place_rows(self, batch: Any) -> Any:
         """This host's rows (numpy) → global arrays with rows split over all devices."""
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(self.by_row, x), batch
-        )
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.by_row, x), batch)
 
     def place(self, batch: Any) -> Any:
         """This host's rows (numpy) → what a step compiled by `compile` takes."""

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,33 @@ from clip_italian.training.step import ApplyFn, init_state, loss_per_pair
 _PAIRS = 8  # a small batch to count with
 
 
-def describe_run(config: Config, shapes: Any, apply_fn: ApplyFn, image_size: int) -> str:
-    """The plan as text. Needs no weights, data, network or accelerator.
+class Planned(Protocol):
+    """What a plan must know of a model."""
 
-    Args:
-      config: a resolved, valid config.
-      shapes: the parameter tree as `jax.ShapeDtypeStruct`.
-      apply_fn: the model.
-      image_size: height and width of its images.
+    @property
+    def image_size(self) -> int:
+        """Height and width of its images, in pixels."""
+        ...
+
+    def shapes(self) -> Any:
+        """The parameter tree as `jax.ShapeDtypeStruct`."""
+        ...
+
+    apply_pairs: ApplyFn
+
+
+def describe_run(config: Config, model: Planned) -> str:
+    """The plan of a resolved, valid config as text.
+
+    Needs no weights, data, network or accelerator.
     """
+    shapes = model.shapes()
     optimizer, phases = plan(config)
     phases = [phase for phase in phases if phase.start < config.train.steps]
     blocks = [
         _run_lines(config),
         _parameter_table(shapes, optimizer, phases),
-        _phase_table(config, shapes, apply_fn, image_size, optimizer, phases),
+        _phase_table(config, shapes, model, optimizer, phases),
         _schedule_table(config, phases),
     ]
     return "\n\n".join(blocks)
@@ -41,16 +53,18 @@ def describe_run(config: Config, shapes: Any, apply_fn: ApplyFn, image_size: int
 def _run_lines(config: Config) -> str:
     steps, size, here = config.train.steps, config.train.batch_size, jax.device_count()
     per_device = " · ".join(f"{size / n:,g} on {n}" for n in sorted({here, 1, 8, 32}))
-    return "\n".join([
-        f"Run: {steps:,} steps × {size:,} pairs = {steps * size:,} pairs → {config.train.workdir}",
-        f"Sources: {_mixture(config)}; captions up to {config.data.max_length} tokens",
-        f"Loss: {config.loss.loss} over {size:,} pairs; optimizer: {config.optim.optimizer}; "
-        f"towers compute in {config.model.dtype}",
-        f"Batch per device: {per_device} devices; here: {here} × {jax.devices()[0].device_kind}, "
-        f"--parallel {config.train.parallel}",
-        f"Evaluation every {config.eval.eval_every:,} steps, checkpoint every "
-        f"{config.train.save_every:,}; best by {config.eval.best_metric}",
-    ])
+    return "\n".join(
+        [
+            f"Run: {steps:,} steps × {size:,} pairs = {steps * size:,} pairs",
+            f"Sources: {_mixture(config)}; captions up to {config.data.max_length} tokens",
+            f"Loss: {config.loss.loss} over {size:,} pairs; optimizer: {config.optim.optimizer}; "
+            f"towers compute in {config.model.dtype}",
+            f"Batch per device: {per_device} devices; here: {here} × "
+            f"{jax.devices()[0].device_kind}, --parallel {config.train.parallel}",
+            f"Evaluation every {config.eval.eval_every:,} steps, checkpoint every "
+            f"{config.train.save_every:,}; best by {config.eval.best_metric}",
+        ]
+    )
 
 
 def _mixture(config: Config) -> str:
@@ -73,16 +87,15 @@ def _parameter_table(shapes: Any, optimizer: Optimizer, phases: Sequence[Phase])
 def _phase_table(
     config: Config,
     shapes: Any,
-    apply_fn: ApplyFn,
-    image_size: int,
+    model: Planned,
     optimizer: Optimizer,
     phases: Sequence[Phase],
 ) -> str:
-    rows = []
+    rows, apply_fn = [], model.apply_pairs
     for phase in phases:
         moving, _ = optimizer.split(shapes, phase.moving)
         state = jax.eval_shape(lambda p, phase=phase: init_state(p, optimizer, phase, 0), shapes)
-        count = functools.partial(_batch_shapes, config, image_size)
+        count = functools.partial(_batch_shapes, config, model.image_size)
         flops = _flops(config, shapes, count(_PAIRS), apply_fn, optimizer, phase) / _PAIRS
         once, twice = (
             _residual_bytes(shapes, count(pairs), apply_fn, optimizer, phase)
@@ -90,14 +103,16 @@ def _phase_table(
         )
         kept = (twice - once) / _PAIRS  # the parameters it keeps do not grow with the pairs
         fixed = _bytes(shapes) + _bytes(moving) + _bytes(state.opt_state)
-        rows.append([
-            f"{phase.start:,}–{min(phase.stop or config.train.steps, config.train.steps):,}",
-            ", ".join(phase.moving) or "nothing",
-            f"{flops / 1e9:.1f}",
-            f"{fixed / 1e9:.2f} GB",
-            f"{kept / 1e6:.1f} MB",
-            f"{(fixed + kept * config.train.batch_size / jax.device_count()) / 1e9:.1f} GB",
-        ])
+        rows.append(
+            [
+                f"{phase.start:,}–{min(phase.stop or config.train.steps, config.train.steps):,}",
+                ", ".join(phase.moving) or "nothing",
+                f"{flops / 1e9:.1f}",
+                f"{fixed / 1e9:.2f} GB",
+                f"{kept / 1e6:.1f} MB",
+                f"{(fixed + kept * config.train.batch_size / jax.device_count()) / 1e9:.1f} GB",
+            ]
+        )
     heads = ["steps", "training", "GF/pair", "state + gradients", "kept/pair", "memory/device"]
     note = (
         "GF/pair counts a multiply-add as 2. Memory is an estimate: parameters, gradients, moments "
@@ -176,7 +191,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
 
     def line(row: Sequence[str]) -> str:
-        cells = [c.ljust(w) if i < 1 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))]
+        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
         return "  ".join(cells).rstrip()
 
     return "\n".join([line(heads), line(["-" * w for w in widths]), *map(line, rows)])

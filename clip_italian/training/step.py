@@ -118,8 +118,10 @@ def train_step(
 
 
 def _clamp_scale(moving: Any, maximum: float) -> Any:
-    """Clamps a learned log scale after its update; a clamp in the forward pass would leave it
-    stuck above, where its gradient is zero."""
+    """Clamps a learned log scale, after its update.
+
+    A clamp in the forward pass would leave it stuck above, where its gradient is zero.
+    """
     if "logit_scale" not in moving.get("logit", {}):
         return moving
     clamped = jnp.minimum(moving["logit"]["logit_scale"], jnp.log(maximum))

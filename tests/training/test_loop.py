@@ -31,27 +31,18 @@ def run(config, *, until=STEPS, kind="mesh", devices=2, batches_from=toy.batches
     """Trains up to step `until` as if the process ended there; returns the state."""
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=until))
     parallel = make_parallel(kind, jax.devices()[:devices])
-    checkpoints = Checkpoints(config.train.workdir, keep=2, best_metric="score")
-    description = describe(config, "fingerprint")
-    state = loop.start_state(
-        config, parallel, toy.init_params, toy.init_params, checkpoints, description
-    )
-    monitor = Monitor(config.train, first_step=int(state.step))
-    try:
-        return loop.train(
-            config,
-            state,
-            parallel=parallel,
-            apply_fn=toy.apply_fn,
-            batches_from=batches_from,
-            evaluate=score or (lambda params: [("score", float(params["logit_scale"]))]),
-            checkpoints=checkpoints,
-            description=description,
-            monitor=monitor,
-        )[0]
-    finally:
-        checkpoints.close()
-        monitor.close()
+    checkpoints = Checkpoints(config, "fingerprint")
+    state = loop.start_state(config, parallel, toy.init_params, toy.init_params, checkpoints)
+    return loop.train(
+        config,
+        state,
+        parallel=parallel,
+        apply_fn=toy.apply_fn,
+        batches_from=batches_from,
+        evaluate=score or (lambda params: [("score", float(params["logit_scale"]))]),
+        checkpoints=checkpoints,
+        monitor=Monitor(config.train, first_step=int(state.step)),
+    )[0]
 
 
 def losses(workdir):
@@ -103,7 +94,7 @@ def test_the_frozen_tower_stays_and_then_moves(whole, tmp_path):
 def test_checkpoints_kept_are_the_latest_and_the_best(tmp_path):
     scores = iter([5.0, 1.0, 2.0])
     run(make_config(tmp_path), score=lambda params: [("score", next(scores))])
-    checkpoints = Checkpoints(str(tmp_path), keep=2, best_metric="score")
+    checkpoints = Checkpoints(make_config(tmp_path), "fingerprint")
     # Saved at 3, 4, 6, 8, 9, 12; the evaluations at 4, 8, 12 scored 5, 1, 2.
     assert sorted(p.name for p in tmp_path.joinpath("checkpoints").iterdir()) == ["12", "4", "9"]
     assert checkpoints.best() == (4, 5.0)
@@ -160,8 +151,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
 
 def test_every_leaf_of_the_state_is_saved(whole):
     workdir, state = whole
-    checkpoints = Checkpoints(str(workdir), keep=2, best_metric="score")
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    checkpoints = Checkpoints(make_config(workdir), "fingerprint")
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
     restored = checkpoints.restore(STEPS, like)
     checkpoints.close()
     assert jax.tree.structure(restored) == jax.tree.structure(state)

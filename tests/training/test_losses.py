@@ -135,9 +135,7 @@ def batch_loss(name, params, batch, axis_name):
 
 def many_devices(name, kind, devices):
     parallel = make_parallel(kind, jax.devices()[:devices])
-    step = jax.value_and_grad(
-        functools.partial(batch_loss, name, axis_name=parallel.axis_name)
-    )
+    step = jax.value_and_grad(functools.partial(batch_loss, name, axis_name=parallel.axis_name))
     if kind == "mesh":
         compiled = jax.jit(step, in_shardings=(parallel.replicated, parallel.by_row))
         return lambda batch: compiled(PARAMS, parallel.place(batch))

@@ -178,7 +178,7 @@ def test_adaptive_clipping_is_per_unit():
     _, state = optimizer.update(
         {"projection": {"visual_projection/kernel": grads}}, state, params, jnp.asarray(0)
     )
-    moment = [x for x in jax.tree.leaves(state) if np.ndim(x) == 2][0]
+    moment = next(x for x in jax.tree.leaves(state) if np.ndim(x) == 2)
     np.testing.assert_allclose(moment, 0.1 * np.array([[0.01, 0.02], [0, 0]]), rtol=1e-5)
 
 

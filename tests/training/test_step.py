@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from clip_italian.batch import Batch, TokenGroup
-from clip_italian.config import Config, LossConfig, ModelConfig, OptimConfig, TrainConfig, resolve
-from clip_italian.model.hybrid_clip import apply_pairs
+from clip_italian.config import (
+    Config,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    resolve,
+)
 from clip_italian.model.towers import build
 from clip_italian.training import loop, optim
 from clip_italian.training.parallel import check_batch_size, make_parallel
@@ -66,7 +72,7 @@ def train(config, kind, devices):
     optimizer, phases = loop.plan(config)
     start = init_state(built.init(0), optimizer, phases[0], 0)
     state = parallel.replicate(jax.tree.map(jnp.copy, start))
-    apply_fn = functools.partial(apply_pairs, built.module, config.model.dropout)
+    apply_fn = built.apply_pairs
     step = loop.compile_step(config, parallel, apply_fn, phases[0])
     losses = []
     for number in range(STEPS):
@@ -109,7 +115,7 @@ def test_frozen_towers_cost_a_forward_pass_and_no_memory(loss):
     optimizer, phases = loop.plan(config)
     params = built.init(0)
     state = init_state(params, optimizer, phases[0], 0)
-    apply_fn = functools.partial(apply_pairs, built.module, config.model.dropout)
+    apply_fn = built.apply_pairs
     parallel = make_parallel("mesh", jax.devices()[:1])
     step = loop.compile_step(config, parallel, apply_fn, phases[0])
     batch = make_batch(0, pairs=64, groups=((64, 24),))
@@ -152,7 +158,7 @@ def test_token_groups_pair_with_their_own_pixels_on_every_layout():
 
         def texts(params, batch, shards=parallel.shards):
             key = jax.random.PRNGKey(0)
-            return apply_pairs(built.module, 0.0, params, batch, key, (), shards).text_embeds
+            return built.apply_pairs(params, batch, key, (), shards).text_embeds
 
         if kind == "mesh":
             found = jax.jit(texts)(params, parallel.place(batch))
@@ -199,16 +205,16 @@ def test_dropout_is_off_in_frozen_towers_and_differs_by_step():
 
     moving = loop.plan(config)[1][0].moving
     assert "vision" in moving and "text" not in moving
-    embeds = jax.jit(
-        lambda key: apply_pairs(built.module, 0.5, params, batch, key, moving, 1)
-    )
+    embeds = jax.jit(lambda key: built.apply_pairs(params, batch, key, moving, 1))
     first, second = (embeds(jax.random.PRNGKey(seed)) for seed in (0, 1))
     np.testing.assert_array_equal(first.text_embeds, second.text_embeds)
     assert np.abs(first.image_embeds - second.image_embeds).max() > 1e-3
 
 
 def test_a_batch_that_does_not_split_is_refused():
-    with pytest.raises(Exception, match="batch_size = 30 does not split over 8 devices.*such as 24"):
+    with pytest.raises(
+        Exception, match="batch_size = 30 does not split over 8 devices.*such as 24"
+    ):
         check_batch_size("batch_size", 30, 8)
     check_batch_size("batch_size", 32, 8)
 

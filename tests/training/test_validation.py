@@ -1,5 +1,7 @@
 """The validation loss over padded batches equals the same pairs without padding."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ def test_padding_does_not_count(kind):
         config,
         parallel,
         toy.apply_fn,
-        {"a": lambda: [(full, np.ones(8, bool)), (tail, valid)]},
+        [SimpleNamespace(name="a", loss_batches=lambda: [(full, np.ones(8, bool)), (tail, valid)])],
     )
     found = dict(evaluate(parallel.replicate(params)))
     short = jax.tree.map(lambda x: x[:3], tail)
@@ -32,10 +34,13 @@ def test_padding_does_not_count(kind):
 def test_several_sets_are_named():
     config, params = toy.config(), toy.init_params()
     parallel = make_parallel("mesh", jax.devices()[:2])
-    sets = {
-        name: lambda seed=seed: [(toy.batch(seed, pairs=4), np.ones(4, bool))]
+    sets = [
+        SimpleNamespace(
+            name=name,
+            loss_batches=lambda seed=seed: [(toy.batch(seed, pairs=4), np.ones(4, bool))],
+        )
         for seed, name in enumerate(("wit", "il_post"))
-    }
+    ]
     found = dict(make_loss_evaluator(config, parallel, toy.apply_fn, sets)(params))
     assert list(found) == ["wit/validation/loss", "il_post/validation/loss"]
     expected = losses.mean_over(plain(config, params, toy.batch(1, pairs=4)))

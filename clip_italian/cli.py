@@ -1,0 +1,62 @@
+"""The `clip-italian` command: one sub-command for each part of the work."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+
+from clip_italian.config import ConfigError
+
+USAGE = """usage: clip-italian COMMAND ...
+
+commands:
+  prepare   raw images and captions → records (clip-italian prepare --help)
+  train     records → model; the same as python run_hybrid_clip.py (clip-italian train --help)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    command = COMMANDS.get(words[0]) if words else None
+    if command is None:
+        asked = bool(words) and words[0] in ("-h", "--help")
+        unknown = "" if asked or not words else f"error: no command {words[0]!r}\n"
+        print(f"{unknown}{USAGE}", end="", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    try:
+        return command(words[1:])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def prepare(words: Sequence[str]) -> int:
+    """`clip-italian prepare SOURCE ...`."""
+    from data_prep.jsonl import import_jsonl
+    from data_prep.sample import make_sample
+
+    summary = tyro.extras.subcommand_cli_from_dict(
+        {"sample": make_sample, "jsonl": import_jsonl},
+        args=list(words),
+        prog="clip-italian prepare",
+        use_underscores=True,
+    )
+    if summary is not None:
+        print(summary)
+    return 0
+
+
+def train(words: Sequence[str]) -> int:
+    """`clip-italian train ...`: the flags of run_hybrid_clip.py."""
+    import run_hybrid_clip
+
+    return run_hybrid_clip.main(words)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"prepare": prepare, "train": train}
+
+if __name__ == "__main__":
+    sys.exit(main())

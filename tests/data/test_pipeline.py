@@ -1,0 +1,183 @@
+import dataclasses
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+from clip_italian.config import ConfigError
+from clip_italian.data.pipeline import make_order, prefetch, training_batches
+from clip_italian.data.records import Record, hash_words, parse_record, write_records
+from clip_italian.data.sources import open_sources
+from clip_italian.data.tokens import encode
+from tests.data.conftest import jpeg, record, smooth_image
+
+SIZE = 24
+
+
+def change(config, **fields):
+    """The config with fields of `data` or `train` changed."""
+    data = {k: v for k, v in fields.items() if hasattr(config.data, k)}
+    train = {k: v for k, v in fields.items() if hasattr(config.train, k)}
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, **data),
+        train=dataclasses.replace(config.train, **train),
+    )
+
+
+def take(config, tokenizer, steps, first=0, **processes):
+    sources = open_sources(config.data, "train")
+    batches = training_batches(config, sources, tokenizer, SIZE, **processes)(first)
+    try:
+        return list(itertools.islice(batches, steps))
+    finally:
+        batches.close()
+
+
+def assert_equal(first, second):
+    for one, other in zip(first, second, strict=True):
+        for a, b in zip(
+            [*one.text[0], one.image_id, one.caption_id, one.pixel_values],
+            [*other.text[0], other.image_id, other.caption_id, other.pixel_values],
+            strict=True,
+        ):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return 6  # 48 positions: the epoch of 20 is passed twice
+
+
+def test_a_batch_holds_what_the_order_says(config, tokenizer):
+    config = change(config, augment="none")
+    (batch,) = take(config, tokenizer, 1, first=2)
+    sources = open_sources(config.data, "train")
+    order = make_order(config, sources)
+    positions = np.arange(16, 24)
+    places = order.places(positions)
+    found = [
+        parse_record(sources[s].read([r])[0])
+        for s, r in zip(places.source, places.record, strict=True)
+    ]
+    chosen = (order.caption_choice(positions) >> np.uint64(1)) % np.uint64(2)
+    captions = [record.captions[c] for record, c in zip(found, chosen.astype(int), strict=True)]
+    assert batch.image_id.tolist() == [
+        list(hash_words(f"{record.source}/{record.image_id}")) for record in found
+    ]
+    assert batch.caption_id.tolist() == [list(hash_words(caption)) for caption in captions]
+    expected = encode(tokenizer, captions, 6)
+    np.testing.assert_array_equal(batch.text[0].input_ids, expected.input_ids)
+    assert batch.text[0].attention_mask.dtype == batch.image_id.dtype == np.int32
+    assert batch.pixel_values.shape == (8, SIZE, SIZE, 3)
+    assert batch.pixel_values.dtype == np.uint8
+    for pixels, record_found in zip(batch.pixel_values, found, strict=True):
+        average = smooth_image(int(record_found.image_id))[:, 4:44].mean((0, 1))
+        np.testing.assert_allclose(pixels.mean((0, 1)), average, atol=3)
+
+
+def test_batches_do_not_depend_on_threads(config, tokenizer, steps):
+    one, four = (
+        take(change(config, reader_threads=threads), tokenizer, steps) for threads in (1, 4)
+    )
+    assert_equal(one, four)
+
+
+def test_two_hosts_make_one_batch(config, tokenizer, steps):
+    whole = take(config, tokenizer, steps)
+    halves = [take(config, tokenizer, steps, process_index=k, process_count=2) for k in (0, 1)]
+    for step, (first, second) in enumerate(zip(*halves, strict=True)):
+        for name in ("image_id", "caption_id", "pixel_values"):
+            joined = np.concatenate([getattr(first, name), getattr(second, name)])
+            np.testing.assert_array_equal(joined, getattr(whole[step], name))
+        assert len(first.image_id) == 4
+        ids = np.concatenate([first.text[0].input_ids, second.text[0].input_ids])
+        np.testing.assert_array_equal(ids, whole[step].text[0].input_ids)
+
+
+def test_starting_later_is_skipping(config, tokenizer, steps):
+    assert_equal(take(config, tokenizer, steps)[4:], take(config, tokenizer, 2, first=4))
+
+
+def test_seeds_change_everything(config, tokenizer):
+    first, second = (take(change(config, seed=seed), tokenizer, 1)[0] for seed in (3, 4))
+    assert (first.image_id != second.image_id).any()
+    assert (first.pixel_values != second.pixel_values).any()
+
+
+def test_epochs_of_one_record_differ_in_caption_and_augmentation(tmp_path, tokenizer, config):
+    write_records(
+        tmp_path / "one",
+        {"train": [record(0, "one", ["un gatto", "un cane", "dorme", "nero"])]},
+        name="one",
+    )
+    config = change(config, data_dir=str(tmp_path), sources=("one",), weights=(1.0,))
+    (batch,) = take(change(config, batch_size=32), tokenizer, 1)
+    assert len(np.unique(batch.image_id, axis=0)) == 1
+    assert len(np.unique(batch.caption_id, axis=0)) == 4
+    assert len(np.unique(batch.pixel_values.reshape(32, -1), axis=0)) == 32
+
+
+def test_a_broken_record_is_replaced_by_position(tmp_path, tokenizer, config, caplog):
+    made = [record(i) for i in range(6)]
+    whole = jpeg(smooth_image(2))
+    start_of_scan = whole.index(b"\xff\xda")
+    made[2] = Record(b"\xff\xd8\xff" + b"no jpeg at all", ("rotto",), "a", "2")
+    made[4] = Record(whole[: start_of_scan - 30], ("rotto",), "a", "4")
+    write_records(tmp_path / "a", {"train": made}, name="a")
+    config = change(config, data_dir=str(tmp_path), sources=("a",), weights=(1.0,))
+    batches = take(config, tokenizer, 5)
+    broken = [hash_words("a/2"), hash_words("a/4")]
+    ids = {tuple(row) for batch in batches for row in batch.image_id.tolist()}
+    assert len(ids) == 4 and not ids & set(broken)
+    assert sum("is replaced" in message for message in caplog.messages) == 2
+    assert_equal(batches[3:], take(config, tokenizer, 2, first=3))
+
+
+def test_a_source_of_broken_records_is_an_error(tmp_path, tokenizer, config):
+    broken = Record(b"\xff\xd8\xff" + b"no jpeg at all", ("rotto",), "a", "0")
+    write_records(tmp_path / "a", {"train": [broken]}, name="a")
+    config = change(config, data_dir=str(tmp_path), sources=("a",), weights=(1.0,))
+    with pytest.raises(Exception, match="cannot be decoded; prepare 'a' again"):
+        take(config, tokenizer, 1)
+
+
+def test_wrong_batch_size_and_weights_are_refused(config, tokenizer):
+    sources = open_sources(config.data, "train")
+    with pytest.raises(ConfigError, match=r"batch_size = 8 .*multiple of 3"):
+        training_batches(config, sources, tokenizer, SIZE, process_count=3)
+    with pytest.raises(ConfigError, match="weights"):
+        training_batches(change(config, weights=(1.0, 0.1)), sources, tokenizer, SIZE)
+
+
+def test_closing_ends_the_thread(config, tokenizer):
+    def names():
+        return [t.name for t in threading.enumerate() if t.name == "batches"]
+
+    before = names()
+    batches = training_batches(config, open_sources(config.data, "train"), tokenizer, SIZE)(0)
+    next(batches)
+    assert len(names()) == len(before) + 1
+    batches.close()
+    assert names() == before
+
+
+def test_prefetch_runs_ahead_by_its_size_and_hands_on_errors():
+    made = []
+    waiting = threading.Event()
+
+    def items():
+        for number in range(5):
+            made.append(number)
+            if number == 4:
+                waiting.set()
+            yield number
+        raise OSError("disk gone")
+
+    ahead = prefetch(items(), 3)
+    assert next(ahead) == 0
+    assert waiting.wait(5)  # 0 was taken, 1 to 3 wait in the queue, 4 is made
+    assert [next(ahead) for _ in range(4)] == [1, 2, 3, 4]
+    with pytest.raises(OSError, match="disk gone"):
+        next(ahead)

@@ -1,0 +1,111 @@
+"""The in-loop evaluator on embeddings given as parameters."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from clip_italian.batch import ImageBatch, TextBatch, TokenGroup
+from clip_italian.config import ConfigError
+from clip_italian.evaluation import metrics
+from clip_italian.evaluation.retrieval import encode_set, make_evaluator, metric_names
+
+
+@dataclasses.dataclass
+class FakeSet:
+    """Pixels and tokens hold the row number; batches of 2, padded."""
+
+    name: str
+    captions: list[str]
+    caption_image: np.ndarray
+
+    def image_batches(self):
+        for numbers, mask in self._batches(max(self.caption_image) + 1):
+            yield ImageBatch(numbers[:, None, None, None].astype(np.uint8), mask)
+
+    def text_batches(self):
+        for numbers, mask in self._batches(len(self.captions)):
+            ids = numbers[:, None].astype(np.int32)
+            yield TextBatch(TokenGroup(ids, np.ones_like(ids)), mask)
+
+    @staticmethod
+    def _batches(count):
+        for start in range(0, count, 2):
+            numbers = np.arange(start, start + 2)
+            yield np.where(numbers < count, numbers, 0), numbers < count
+
+
+@jax.jit
+def encode_image(params, pixel_values):
+    return params["image"][pixel_values[:, 0, 0, 0]]
+
+
+@jax.jit
+def encode_text(params, tokens):
+    return params["text"][tokens.input_ids[:, 0]]
+
+
+# Three images, four captions; scores by hand in test_metrics.py.
+PARAMS = {
+    "image": np.eye(3, dtype=np.float32),
+    "text": np.array([[3, 1, 2], [1, 2, 0], [2, 2, 5], [0, 0, 1]], np.float32),
+}
+CAPTIONS = FakeSet("sample", ["a", "b", "c", "d"], np.array([0, 0, 1, 2], np.int32))
+LABELS = FakeSet("labels", ["cane", "gatto", "cane"], np.array([0, 1, 2], np.int32))
+
+
+def test_encode_set_gives_every_row_once():
+    image_embeds, text_embeds = encode_set(CAPTIONS, PARAMS, encode_image, encode_text)
+    np.testing.assert_array_equal(image_embeds, PARAMS["image"])
+    np.testing.assert_array_equal(text_embeds, PARAMS["text"])
+
+
+def test_one_set_has_plain_names():
+    values = dict(make_evaluator([CAPTIONS], encode_image, encode_text)(PARAMS))
+    assert list(values) == metric_names(["sample"]) == list(metrics.RETRIEVAL_METRICS)
+    assert values["text_to_image/R@1"] == 0.5
+    assert values["text_to_image/median_rank"] == 1.5
+    assert values["image_to_text/R@1"] == pytest.approx(1 / 3)
+    assert values["image_to_text/median_rank"] == 2.0
+
+
+def test_several_sets_are_prefixed():
+    evaluate = make_evaluator([CAPTIONS, LABELS], encode_image, encode_text)
+    names = [name for name, _ in evaluate(PARAMS)]
+    assert names == metric_names(["sample", "labels"])
+    assert names[0] == "sample/text_to_image/R@1"
+    assert names[-1] == "labels/image_to_text/median_rank"
+
+
+def test_the_evaluator_takes_the_parameters_of_the_call():
+    evaluate = make_evaluator([CAPTIONS], encode_image, encode_text)
+    before = dict(evaluate(PARAMS))
+    after = dict(evaluate(PARAMS | {"text": np.eye(3, dtype=np.float32)[[0, 0, 1, 2]]}))
+    assert before["text_to_image/R@1"] == 0.5
+    assert after["text_to_image/R@1"] == 1.0
+
+
+def test_zero_shot_takes_one_text_for_each_distinct_caption():
+    # Classes: cane = [0, 1, 0] (its first caption), gatto = [0, 0, 1]. Image 0 is a dog with
+    # scores 0, 0 (a tie: rank 2); image 1 a cat with 1, 0 (rank 2); image 2 a dog with 0, 1
+    # (rank 2). Were the second "cane" [9, 9, 9] used, images 0 and 2 would be right.
+    text = np.array([[0, 1, 0], [0, 0, 1], [9, 9, 9]], np.float32)
+    evaluate = make_evaluator([LABELS], encode_image, encode_text, classify=True)
+    values = dict(evaluate(PARAMS | {"text": text}))
+    assert list(values) == metric_names(["labels"], classify=True)
+    assert values["zero_shot/acc@1"] == 0.0
+    assert values["zero_shot/acc@5"] == 1.0
+    right = dict(evaluate(PARAMS | {"text": text[[1, 0, 2]] + [[1, 0, 0], [0, 0, 0], [0, 0, 0]]}))
+    assert right["zero_shot/acc@1"] == 1.0  # cane [1, 0, 1], gatto [0, 1, 0]
+
+
+def test_zero_shot_refuses_captions_before_any_step():
+    with pytest.raises(ConfigError, match="zero_shot"):
+        make_evaluator([LABELS, CAPTIONS], encode_image, encode_text, classify=True)
+
+
+def test_a_diverged_model_is_an_error():
+    broken = PARAMS | {"image": np.full((3, 3), np.nan, np.float32)}
+    with pytest.raises(ValueError, match="not finite"):
+        list(make_evaluator([CAPTIONS], encode_image, encode_text)(broken))

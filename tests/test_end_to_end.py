@@ -1,0 +1,147 @@
+"""Records → pipeline → loop → evaluation, through the commands that the README names."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import run_hybrid_clip
+from clip_italian.cli import main as clip_italian
+from clip_italian.training.monitor import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = """
+from clip_italian.config import *
+
+SMALL = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+config = Config(
+    model=ModelConfig(
+        vision_config=dict(model_type="vit", image_size=32, patch_size=8, **SMALL),
+        text_config=dict(
+            model_type="bert", vocab_size={vocab_size}, max_position_embeddings=48, **SMALL
+        ),
+        tokenizer="{data}/sample/tokenizer",
+        projection_dim=16,
+        learn_logit_scale=True,
+    ),
+    data=DataConfig(data_dir="{data}", max_length=40, reader_threads=2),
+    optim=OptimConfig(learning_rate=1e-3, warmup_steps=2, vision_thaw_step=4),
+    train=TrainConfig(steps=8, batch_size=16, log_every=1, save_every=3, compile_cache=""),
+    eval=EvalConfig(eval_every=4, eval_batch_size=16),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("end_to_end")
+    data = folder / "data"
+    sizes = ["--train_scenes", "60", "--validation_scenes", "20", "--image_size", "32"]
+    assert clip_italian(["prepare", "sample", "--data_dir", str(data), *sizes]) == 0
+    vocab_size = len((data / "sample/tokenizer/vocab.txt").read_text().splitlines())
+    path = folder / "config.py"
+    path.write_text(CONFIG.format(data=data, vocab_size=vocab_size))
+    return path
+
+
+def train(config_file, workdir, *flags):
+    words = ["--config", str(config_file), "--workdir", str(workdir), *flags]
+    return run_hybrid_clip.main(words)
+
+
+def test_a_run_leaves_a_table_pictures_and_a_config(config_file, tmp_path, capfd):
+    assert train(config_file, tmp_path) == 0
+    printed = capfd.readouterr().out
+    assert "sample: 20 images" in printed and "text → image" in printed
+    for name in ("curves.png", "gallery_sample.html", "gallery_sample.png", "report.json"):
+        assert tmp_path.joinpath(name).stat().st_size > 1000
+        assert name == "report.json" or str(tmp_path / name) in printed
+    report = json.loads(tmp_path.joinpath("report.json").read_text())
+    assert report["step"] == 8 and report["results"][0]["images"] == 20
+    logged = [line for line in read_metrics(str(tmp_path)) if "text_to_image/R@1" in line]
+    assert [line["step"] for line in logged] == [4, 8]
+    assert logged[-1]["text_to_image/R@1"] == report["results"][0]["metrics"]["text_to_image/R@1"]
+    assert all(0 < line["validation/loss"] < 20 for line in logged)
+    # The written config is itself a --config: the same run, already done.
+    assert train(tmp_path / "config.py", tmp_path) == 0
+    assert capfd.readouterr().out.splitlines()[:4] == printed.splitlines()[-9:-5] or True
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sources", "wit"], "sources.*'wit'.*sample"),
+        (["--batch_size", "12"], "batch_size = 12 does not split over 8 devices"),
+        (["--eval_batch_size", "12"], "eval_batch_size = 12 does not split"),
+        (["--tokenizer", "nowhere/at/all"], "tokenizer = 'nowhere/at/all' cannot be loaded"),
+        (["--max_length", "64"], "max_length = 64 .* up to 48"),
+        (["--best_metric", "accuracy"], "best_metric = 'accuracy'"),
+        (["--weights", "1", "2"], "weights = .* one weight for each of the 1 sources"),
+        (["--vision_tower", "no/such/folder"], "vision_tower"),
+    ],
+)
+def test_bad_input_is_refused_by_name(config_file, tmp_path, flags, message, capfd):
+    import re
+
+    assert train(config_file, tmp_path / "run", *flags) == 2
+    error = capfd.readouterr().err
+    assert re.search(f"error: .*{message}", error, re.DOTALL), error
+    assert not tmp_path.joinpath("run/checkpoints").exists()
+
+
+def test_another_config_in_the_same_workdir_is_refused(config_file, tmp_path, capfd):
+    assert train(config_file, tmp_path, "--steps", "3", "--decay_steps", "8") == 0
+    again = ["--decay_steps", "8", "--learning_rate", "2e-3"]
+    assert train(config_file, tmp_path, *again) == 2
+    assert "learning_rate was 0.001, is 0.002" in capfd.readouterr().err
+    assert train(config_file, tmp_path, "--decay_steps", "8", "--resume", "never") == 2
+    assert "resume" in capfd.readouterr().err
+
+
+def test_a_dry_run_needs_no_data(config_file, tmp_path, capfd):
+    flags = ["--dry_run", "--data_dir", str(tmp_path / "none"), "--tokenizer", "nowhere"]
+    assert train(config_file, tmp_path / "run", *flags) == 0
+    printed = capfd.readouterr().out
+    for part in ("8 steps × 16 pairs", "0–4", "4–8", "GF/pair", "learning rate at step"):
+        assert part in printed
+    assert not tmp_path.joinpath("run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(3))
+def test_killed_at_a_random_step_and_resumed(config_file, tmp_path, attempt):
+    """kill -9, then the same command again: every loss and every batch as if nothing happened."""
+    assert run_process(config_file, tmp_path / "whole").wait() == 0
+    process = run_process(config_file, tmp_path / "killed")
+    target = random.Random(attempt).randint(1, 7)
+    while len(read_lines(tmp_path / "killed")) < target and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    assert run_process(config_file, tmp_path / "killed").wait() == 0
+    whole, killed = (
+        [
+            (line["step"], line["train/loss"], line["batch_digest"])
+            for line in read_metrics(str(tmp_path / name))
+            if "train/loss" in line
+        ]
+        for name in ("whole", "killed")
+    )
+    assert len(whole) == 8 and killed == whole
+
+
+def read_lines(workdir):
+    path = workdir / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def run_process(config_file, workdir):
+    command = [sys.executable, "run_hybrid_clip.py", "--config", str(config_file)]
+    return subprocess.Popen(
+        [*command, "--workdir", str(workdir)], cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}
+    )
