@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ from clip_italian.training.checkpoint import Checkpoints
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     logging.basicConfig(format="%(levelname)s %(message)s")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads; it need not talk
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         arguments = flags.parse(words)

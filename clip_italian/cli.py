@@ -1,6 +1,7 @@
 """The `clip-italian` command: one sub-command for each part of the work."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{unknown}{USAGE}", end="", file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     logging.basicConfig(format="%(levelname)s %(message)s")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads; it need not talk
     try:
         return command(words[1:])
     except ConfigError as error:

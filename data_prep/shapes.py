@@ -1,6 +1,7 @@
 """The objects of the embedded sample: their shapes, and one object drawn with its outline."""
 
 import math
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -97,7 +98,7 @@ SHAPES = {
 }
 
 
-def _part(draw: ImageDraw.ImageDraw, primitive: str, points: list, size: int, fill: object) -> None:
+def _part(draw: ImageDraw.ImageDraw, primitive: str, points: list, size: int, fill: Any) -> None:
     scaled = [(x * size / 100, y * size / 100) for x, y in points]
     if primitive == "polygon":
         draw.polygon(scaled, fill=fill)

@@ -16,7 +16,7 @@ from PIL import Image
 from clip_italian.evaluation import metrics
 
 # Indices of images → one uint8 [height, width, 3] for each; sizes may differ.
-Thumbnails = Callable[[Sequence[int]], Sequence[np.ndarray]]
+Thumbnails = Callable[[Sequence[int]], Sequence[np.ndarray] | np.ndarray]
 
 TOP = 5  # pictures shown for each query
 _GREEN = "#1a7f37"

@@ -14,7 +14,7 @@ from clip_italian.evaluation.retrieval import EvaluationSet, set_metrics
 class PictureSet(EvaluationSet, Protocol):
     """An evaluation set that can also show its pictures."""
 
-    def thumbnails(self, indices: Sequence[int]) -> Sequence[np.ndarray]:
+    def thumbnails(self, indices: Sequence[int]) -> Sequence[np.ndarray] | np.ndarray:
         """Uint8 [height, width, 3] for each index."""
         ...
 

@@ -16,17 +16,22 @@ Evaluator = Callable[[Params], Iterable[tuple[str, float]]]
 
 
 class EvaluationSet(Protocol):
-    """What an evaluator needs of a set; the data room's object fits.
+    """What an evaluator needs of a set; the data room's object fits."""
 
-    Attributes:
-      name: of the source.
-      captions: every caption, in the order of `text_batches`.
-      caption_image: int [captions], index of each caption's image in the order of `image_batches`.
-    """
+    @property
+    def name(self) -> str:
+        """Name of the source."""
+        ...
 
-    name: str
-    captions: Sequence[str]
-    caption_image: np.ndarray
+    @property
+    def captions(self) -> Sequence[str]:
+        """Every caption, in the order of `text_batches`."""
+        ...
+
+    @property
+    def caption_image(self) -> np.ndarray:
+        """Int [captions], index of each caption's image in the order of `image_batches`."""
+        ...
 
     def image_batches(self) -> Iterable[ImageBatch]:
         """Every image once, padded and masked; called anew for each evaluation."""

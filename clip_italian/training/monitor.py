@@ -3,7 +3,8 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -32,7 +33,7 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(devices: list[jax.Device]) -> float | None:
+def peak_flops(devices: Sequence[Any]) -> float | None:
     """Summed peak of the devices in FLOP/s, or None where a kind is not in the table."""
     peaks = [PEAK_FLOPS.get(device.device_kind) for device in devices]
     return None if None in peaks else sum(p for p in peaks if p is not None)

@@ -204,13 +204,14 @@ class Optimizer:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return self._update(grads, state, params, step)
 
-    def _update(self, grads, state, params, step):
+    def _update(self, grads: Any, state: Any, params: Any, step: Any) -> Any:
         if self.config.clip_norm:
             clip = optax.clip_by_global_norm(self.config.clip_norm)
             grads, _ = clip.update(grads, clip.init(params))
         updates, new_state = {}, {}
+        transform: Any = self._transform()
         for group, part in grads.items():
-            scaled, new_state[group] = self._transform().update(part, state[group], params[group])
+            scaled, new_state[group] = transform.update(part, state[group], params[group])
             rate = learning_rate(self.config, group)(step)
             updates[group] = jax.tree.map(lambda u, rate=rate: -rate * u, scaled)
         return updates, new_state

@@ -1,7 +1,7 @@
 """One step function on many devices: a jit over a mesh (default), or pmap."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -97,7 +97,7 @@ class Parallel:
         return lambda params, rows: compiled(params, self.place_rows(rows))
 
 
-def make_parallel(kind: str, devices: list[jax.Device] | None = None) -> Parallel:
+def make_parallel(kind: str, devices: Sequence[Any] | None = None) -> Parallel:
     """A layout over the given devices (default: all of all hosts)."""
     found = np.asarray(jax.devices() if devices is None else devices)
     # Auto: Hugging Face's Flax modules fail under explicit axis types.
@@ -108,8 +108,13 @@ def start(train: TrainConfig, evaluation: EvalConfig) -> Parallel:
     """The layout of a run over all devices, with the compilation cache on.
 
     Raises:
-      ConfigError: a batch size does not split evenly over the devices.
+      ConfigError: a batch size does not split evenly over the devices, or there are several hosts.
     """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"{jax.process_count()} hosts: data and evaluation of this version are for one host; "
+            "run on a machine with all its devices in one process"
+        )
     if train.compile_cache:
         folder = str(epath.Path(train.compile_cache).expanduser())
         jax.config.update("jax_compilation_cache_dir", folder)

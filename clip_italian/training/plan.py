@@ -30,7 +30,10 @@ class Planned(Protocol):
         """The parameter tree as `jax.ShapeDtypeStruct`."""
         ...
 
-    apply_pairs: ApplyFn
+    @property
+    def apply_pairs(self) -> ApplyFn:
+        """One forward pass."""
+        ...
 
 
 def describe_run(config: Config, model: Planned) -> str:

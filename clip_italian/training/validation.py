@@ -15,7 +15,10 @@ from clip_italian.training.step import ApplyFn, loss_step
 class LossSet(Protocol):
     """A named set of padded batches."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Name of the source."""
+        ...
 
     def loss_batches(self) -> Iterable[tuple[Batch, np.ndarray]]:
         """Batches of one size, each with bool [rows], False on padding; anew at each call."""

@@ -146,7 +146,7 @@ def test_captions_of_a_relation_say_what_is_where(monkeypatch):
     )
     scene = Scene(groups, "mare", "sinistra")
     assert grammar.captions(scene, InOrder()) == [
-        "Una casa rossa a sinistra di due uova verdi, sul mare",
+        "Una casa rossa a sinistra di due uova verdi",
         "Sul mare, una casa rossa a sinistra delle uova verdi",
         "Una casa rossa con a destra due uova verdi",
         "La casa rossa è a sinistra delle uova verdi, sul mare",
@@ -155,7 +155,7 @@ def test_captions_of_a_relation_say_what_is_where(monkeypatch):
     # Low numbers: spoken of in the other order, and with textures. The relation turns around.
     monkeypatch.setattr(InOrder, "random", lambda self: 0.49)
     turned = grammar.captions(Scene(groups, "mare", "sopra"), InOrder())
-    assert turned[0] == "Due uova verdi a righe sotto una casa rossa a pois, sul mare"
+    assert turned[0] == "Due uova verdi a righe sotto una casa rossa a pois"
 
 
 def random_scene(rng):

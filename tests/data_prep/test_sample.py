@@ -39,7 +39,7 @@ def test_splits_share_no_combination_and_training_has_every_pair():
         (kind, color) for kind in SHAPES for color in COLORS
     }
     assert all(len(combination) == 2 for combination in validation)
-    assert collections.Counter(map(len, train)) == {1: 250, 2: 1750}
+    assert collections.Counter(map(len, train)) == {1: 667, 2: 1333}
     places = collections.Counter(scene.place for scene in scenes["train"])
     assert set(places) == set(PLACES) and min(places.values()) > 250
     assert {scene.relation for scene in scenes["validation"]} == set(RELATIONS)
