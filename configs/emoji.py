@@ -3,8 +3,8 @@
 Command:  python benchmarks/real_data.py --real_data FOLDER --data_dir data
           python run_hybrid_clip.py --config configs/emoji.py
 Hardware: 2 CPU cores
-Time:     not yet run
-Score:    not yet run
+Time:     9 minutes, with other work on the same cores
+Score:    text→image R@10 12.1%, R@1 2.0% over 1,909 drawings (docs/measured.md)
 """
 
 from clip_italian.config import (

@@ -3,8 +3,8 @@
 Command:  python benchmarks/real_data.py --real_data FOLDER --data_dir data
           python run_hybrid_clip.py --config configs/tiny_imagenet.py
 Hardware: 2 CPU cores
-Time:     not yet run
-Score:    not yet run
+Time:     20 minutes, with other work on the same cores (17 at the rate of free ones)
+Score:    zero-shot acc@1 6.9%, acc@5 21.5% on 10,000 test photos (docs/measured.md)
 """
 
 from clip_italian.config import (
