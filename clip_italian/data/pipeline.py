@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import tensorflow as tf
@@ -272,7 +272,7 @@ def prefetch(items: Iterator[T], size: int) -> Generator[T, None, None]:
             item, error = ready.get()
             if error is not None:
                 raise error
-            yield item  # type: ignore[misc]
+            yield cast(T, item)
     finally:
         stop.set()
         thread.join()

@@ -1,6 +1,7 @@
 """The training loop: phases, steps, evaluation, checkpoints. It sees arrays and callables only."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import zlib
@@ -67,10 +68,14 @@ def start_state(
 
 def plan(config: Config) -> tuple[Optimizer, tuple[Phase, ...]]:
     """The optimizer and the phases of a resolved config."""
-    return (
-        Optimizer(config.optim, config.model.learn_logit_scale),
-        optim.phases(config.optim),
-    )
+    phases = optim.phases(config.optim)
+    if not config.model.learn_logit_scale and config.loss.loss != "sigmoid":
+        # A fixed scale and no bias: the group has no parameters, so nothing of it trains.
+        phases = tuple(
+            dataclasses.replace(p, moving=tuple(g for g in p.moving if g != "logit"))
+            for p in phases
+        )
+    return Optimizer(config.optim, config.model.learn_logit_scale), phases
 
 
 def compile_step(config: Config, parallel: Parallel, apply_fn: ApplyFn, phase: Phase) -> Callable:

@@ -225,7 +225,7 @@ class Optimizer:
             return optax.chain(*clip, optax.scale_by_belief(c.b1, c.b2, eps=0.0, eps_root=1e-16))
         return optax.chain(
             *clip,
-            # CLIP's eps for ViT (arXiv 2103.00020, table 18). With 1e-8, gradients that are zero
+            # CLIP's eps for ViT (arXiv 2103.00020, appendix). With 1e-8, gradients that are zero
             # but for rounding (the bias of attention keys) move weights by the learning rate.
             optax.scale_by_adam(c.b1, c.b2, eps=1e-6),
             optax.add_decayed_weights(c.weight_decay, mask=_decay_mask),

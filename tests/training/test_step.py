@@ -195,6 +195,7 @@ def test_a_fixed_scale_does_not_move():
     for number in range(3):
         state, metrics = step(state, parallel.place(toy.batch(number)))
     np.testing.assert_allclose(metrics["train/logit_scale"], 10.0, rtol=1e-6)
+    assert "logit" not in phases[0].moving and "learning_rate/logit" not in metrics
 
 
 def test_dropout_is_off_in_frozen_towers_and_differs_by_step():
