@@ -37,15 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def prepare(words: Sequence[str]) -> int:
     """`clip-italian prepare SOURCE ...`."""
-    from data_prep.jsonl import import_jsonl
-    from data_prep.sample import make_sample
+    if words[:1] == ["sample"]:  # needs nothing beyond the data extra
+        from data_prep.sample import make_sample
 
-    summary = tyro.extras.subcommand_cli_from_dict(
-        {"sample": make_sample, "jsonl": import_jsonl},
-        args=list(words),
-        prog="clip-italian prepare",
-        use_underscores=True,
-    )
+        tyro.cli(
+            make_sample, args=words[1:], prog="clip-italian prepare sample", use_underscores=True
+        )
+        return 0
+    try:
+        from data_prep import commands
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"preparing data needs the package {error.name}; "
+            "install the extras: pip install 'clip-italian[data,prep]'"
+        ) from error
+    summary = commands.run(words)
     if summary is not None:
         print(summary)
     return 0

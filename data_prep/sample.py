@@ -11,13 +11,14 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 
-from clip_italian.data.records import Record, write_records
+from clip_italian.data.records import SPLITS, Record, write_records
 from data_prep.grammar import captions, noun_phrase
 from data_prep.images import difference_hash
 from data_prep.scenes import COLORS, PLACES, RELATIONS, SIZES, TEXTURES, Group, Scene, draw_scene
@@ -69,14 +70,19 @@ def make_sample(
             progress.update()
             yield record
 
-    with tqdm(total=train_scenes + validation_scenes, desc="sample", unit="scene") as progress:
-        validation = list(draw("validation"))  # first, because the boxes are among the files
+    def add_files(folder: Path, _: Any) -> None:
         tokenizer = train_tokenizer(list(itertools.chain(*texts["train"])))
+        (folder / "tokenizer").mkdir()
+        for name, contents in tokenizer_files(tokenizer).items():
+            (folder / "tokenizer" / name).write_bytes(contents)
+        (folder / "boxes.jsonl").write_text("".join(boxes), encoding="utf-8")
+
+    with tqdm(total=train_scenes + validation_scenes, desc="sample", unit="scene") as progress:
         write_records(
             Path(data_dir) / "sample",
-            {"train": draw("train"), "validation": validation},
+            {split: draw(split) for split in SPLITS},
             name="sample",
-            extra_files={"boxes.jsonl": "".join(boxes).encode(), **tokenizer_files(tokenizer)},
+            also=add_files,
         )
 
 
@@ -186,7 +192,7 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     }
     words = "".join(f"{word}\n" for word in sorted(vocabulary, key=vocabulary.__getitem__))
     return {
-        "tokenizer/tokenizer.json": tokenizer.to_str(pretty=True).encode(),
-        "tokenizer/tokenizer_config.json": json.dumps(config, indent=1).encode(),
-        "tokenizer/vocab.txt": words.encode(),
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer_config.json": json.dumps(config, indent=1).encode(),
+        "vocab.txt": words.encode(),
     }

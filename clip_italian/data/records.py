@@ -16,7 +16,7 @@ import re
 import shutil
 import struct
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def write_records(
     *,
     name: str,
     shard_bytes: int = 256 << 20,
-    extra_files: Mapping[str, bytes] | None = None,
+    also: Callable[[Path, Mapping[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Writes one source into `folder` (`<data_dir>/<source>`), whole or not at all.
 
@@ -130,7 +130,8 @@ def write_records(
         consumed one by one, so generators are welcome. A split may be empty.
       name: name of the source: lower-case letters, digits and underscores.
       shard_bytes: a new shard begins when the current one holds at least this many bytes.
-      extra_files: relative path → contents of further files of the source (a tokenizer, ...).
+      also: is given the staged folder and the contents of `records.json`, to add further files
+        of the source (a tokenizer, a data card, ...), which appear together with the records.
 
     Returns:
       The contents of `records.json`.
@@ -151,9 +152,8 @@ def write_records(
     staged.mkdir(parents=True)
     try:
         index = _write_staged(staged, splits, name, shard_bytes)
-        for path, contents in (extra_files or {}).items():
-            (staged / path).parent.mkdir(parents=True, exist_ok=True)
-            (staged / path).write_bytes(contents)
+        if also:
+            also(staged, index)
         _swap(staged, folder)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)

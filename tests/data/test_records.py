@@ -109,19 +109,21 @@ def test_a_write_that_fails_leaves_the_old_version(tmp_path):
         yield record(0)
         raise KeyboardInterrupt
 
-    write_records(
-        tmp_path / "a", {"train": [record(5)]}, name="a", extra_files={"t/vocab.txt": b"x"}
-    )
+    def also(folder, index):
+        assert index["records"] == {"train": 1}
+        (folder / "vocab.txt").write_bytes(b"x")
+
+    write_records(tmp_path / "a", {"train": [record(5)]}, name="a", also=also)
     with pytest.raises(KeyboardInterrupt):
         write_records(tmp_path / "a", {"train": broken()}, name="a")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     (data,) = open_split(tmp_path, "a", "train").read([0])
     assert parse_record(data).image_id == "5"
-    assert (tmp_path / "a" / "t" / "vocab.txt").read_bytes() == b"x"
+    assert (tmp_path / "a" / "vocab.txt").read_bytes() == b"x"
 
     write_records(tmp_path / "a", {"train": [record(6)]}, name="a")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert not (tmp_path / "a" / "t").exists()
+    assert not (tmp_path / "a" / "vocab.txt").exists()
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data_prep import images
-from data_prep.images import difference_hash, prepare_image
+from data_prep.images import ImageFilters, difference_hash, prepare_image
 
 
 def encoded(image, kind="PNG", **options):
@@ -34,28 +34,28 @@ def assert_colour(image, place, colour):
 
 def test_a_small_upright_rgb_jpeg_keeps_its_bytes():
     data = encoded(halves(), "JPEG", quality=75)
-    assert prepare_image(data, 20).jpeg == data
+    assert prepare_image(data, ImageFilters(20)).jpeg == data
 
 
 @pytest.mark.parametrize("shape", [(600, 300), (300, 600), (300, 300)])
 def test_larger_images_shrink_to_the_shorter_side(shape):
-    image = opened(prepare_image(encoded(halves(*shape), "JPEG"), 100))
+    image = opened(prepare_image(encoded(halves(*shape), "JPEG"), ImageFilters(100)))
     assert image.size == tuple(side // 3 for side in shape)
     assert_colour(image, (5, 50), (255, 0, 0))
 
 
 def test_a_long_strip_keeps_its_proportions():
-    assert opened(prepare_image(encoded(halves(2000, 31)), 30)).size == (1935, 30)
+    assert opened(prepare_image(encoded(halves(2000, 31)), ImageFilters(30))).size == (1935, 30)
 
 
 def test_images_never_grow():
-    assert opened(prepare_image(encoded(halves(40, 20)), 256)).size == (40, 20)
+    assert opened(prepare_image(encoded(halves(40, 20)), ImageFilters(256))).size == (40, 20)
 
 
 def test_exif_rotation_is_carried_out():
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
-    image = opened(prepare_image(encoded(halves(), "JPEG", exif=exif), 256))
+    image = opened(prepare_image(encoded(halves(), "JPEG", exif=exif), ImageFilters(256)))
     assert image.size == (20, 40)
     assert_colour(image, (10, 5), (255, 0, 0))
     assert_colour(image, (10, 35), (0, 0, 255))
@@ -68,7 +68,7 @@ def test_exif_rotation_is_carried_out():
 )
 def test_every_mode_becomes_rgb(mode, kind):
     source = halves().convert(mode)
-    image = opened(prepare_image(encoded(source, kind), 256))
+    image = opened(prepare_image(encoded(source, kind), ImageFilters(256)))
     assert image.mode == "RGB"
     assert np.abs(np.asarray(image, int) - np.asarray(source.convert("RGB"), int)).mean() < 6
 
