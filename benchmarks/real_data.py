@@ -14,7 +14,9 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.jsonl import import_jsonl
+from data_prep.jsonl import Jsonl
+from data_prep.options import DecideOptions, Options, Steps
+from data_prep.pipeline import prepare
 from data_prep.sample import tokenizer_files, train_tokenizer
 
 
@@ -61,14 +63,17 @@ def write_source(data_dir: Path, source: str, rows: Iterable[dict], *, root: Pat
     """Rows → records, and a tokenizer beside them."""
     rows = list(rows)
     captions = [text for row in rows if row["split"] == "train" for text in row["captions"]]
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        import_jsonl(file.name, data_dir, source, root=root)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{source}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        steps = Steps(
+            decide=DecideOptions(near_duplicates=-1),  # drawings of one kind look much alike
+            run=Options(out_dir=str(data_dir), source=source, root=str(root), work_dir=folder),
+        )
+        print(prepare(Jsonl(path=(str(file),)), steps))
+    (data_dir / source / "tokenizer").mkdir()
     for name, content in tokenizer_files(train_tokenizer(captions, vocab_size=2000)).items():
-        path = data_dir / source / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
+        (data_dir / source / "tokenizer" / name).write_bytes(content)
 
 
 if __name__ == "__main__":

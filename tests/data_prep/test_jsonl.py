@@ -1,167 +1,159 @@
-import io
+import gzip
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from clip_italian.data.records import open_split, parse_record
-from data_prep.images import difference_hash
-from data_prep.jsonl import clean_captions, import_jsonl, split_by_hash
-
-
-@pytest.fixture
-def root(tmp_path):
-    root = tmp_path / "root"
-    (root / "images").mkdir(parents=True)
-    for number in range(8):
-        pixels = np.full((30, 40, 3), 30 * number, np.uint8)
-        Image.fromarray(pixels).save(root / "images" / f"{number}.png")
-    return root
+from clip_italian.config import ConfigError
+from data_prep.jsonl import Jsonl, parse_row
+from data_prep.rows import Reject, Row, Skip
+from tests.data_prep.hostile import KINDS, entries, hostile_lines, outcomes
 
 
-def row(number, **fields):
-    return {"image": f"images/{number}.png", "captions": ["un gatto"], "split": "train", **fields}
-
-
-def run(tmp_path, root, rows, **options):
+def read(tmp_path, rows, **flags):
     file = tmp_path / "rows.jsonl"
     lines = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in rows]
     file.write_bytes(b"\n".join(lines) + b"\n")
-    return import_jsonl(file, tmp_path / "out", "gatti", root=root, **options)
+    source = Jsonl((str(file),), **flags)
+    assert source.inputs() == [str(file)]
+    return list(source.read(str(file)))
 
 
-def read(tmp_path, split):
-    file = open_split(tmp_path / "out", "gatti", split)
-    return [parse_record(data) for data in file.read(range(len(file)))]
-
-
-def test_rows_become_records(tmp_path, root):
-    full = row(
-        1,
-        captions=["  un\tgatto \n nero ", "", "e\u0300 Nero"],
-        source="wit",
-        image_id=17,
-        url="https://example.org",
-        license="CC0",
-        original_captions=["a cat"],
-        translator="deepl",
-    )
-    old = {"image_path": "images/2.png", "captions": ["un cane"], "split": "train"}
-    both = row(3, image_path="elsewhere/3.png")  # the rows of COCO name the original's path too
-    summary = run(tmp_path, root, [full, old, both], size=15)
-    assert summary.records == {"train": 3, "validation": 0}
-    first, second, third = read(tmp_path, "train")
-    assert first.captions == ("un gatto nero", "è Nero")
-    assert (first.source, first.image_id) == ("wit", "17")
-    assert (first.url, first.license, first.translator) == ("https://example.org", "CC0", "deepl")
-    assert first.original_captions == ("a cat",)
-    image = Image.open(io.BytesIO(first.image))
-    assert image.size == (20, 15) and image.getpixel((3, 3)) == (30, 30, 30)
-    assert first.image_hash == difference_hash(image)
-    assert (second.source, second.image_id) == ("gatti", "images/2.png")
-    assert (third.image_id, third.url, third.original_captions) == ("images/3.png", "", ())
-
-
-def test_named_splits_are_kept(tmp_path, root):
-    names = ["train", "validation", "val", "dev", "test", "Test"]
-    rows = [row(number, split=name) for number, name in enumerate(names)]
-    assert run(tmp_path, root, rows).records == {"train": 1, "validation": 5}
-    assert [r.image_id for r in read(tmp_path, "validation")] == [
-        f"images/{n}.png" for n in range(1, 6)
-    ]
-
-
-def test_unnamed_splits_follow_the_bytes_of_the_image(tmp_path, root):
-    images = [(root / "images" / f"{n}.png").read_bytes() for n in range(8)]
-    expected = {
-        name: [i for i in range(8) if split_by_hash(images[i]) == name]
-        for name in ("train", "validation")
+def test_rows_are_as_the_file_states_them(tmp_path):
+    full = {
+        "image": "images/1.png",
+        "captions": ["  un\tgatto \n nero ", "", "L\u2019altro gatto", "L\u2019altro gatto"],
+        "source": "wit",
+        "image_id": 17,
+        "url": "https://example.org",
+        "license": "CC0",
+        "original_captions": ["a black cat", "nothing", "the other cat", "another cat"],
+        "translator": "deepl",
+        "split": "Dev",
     }
-    rows = [{key: v for key, v in row(n).items() if key != "split"} for n in range(7)]
-    run(tmp_path, root, [*rows, row(7, split="extra")])
-    assert [r.image_id for r in read(tmp_path, "train")] == [
-        f"images/{n}.png" for n in expected["train"]
+    old = {"image_path": "images/2.png", "captions": ["un cane"], "split": "extra"}
+    both = {"image": "3.png", "image_path": "elsewhere/3.png", "captions": "un asino"}
+    online = {"image_url": "https://example.org/4.jpg", "captions": ["un pesce"], "image_id": None}
+    assert read(tmp_path, [b"\xef\xbb\xbf" + json.dumps(full).encode(), old, both, online]) == [
+        Row(
+            1,
+            ("  un\tgatto \n nero ", "L’altro gatto"),
+            "images/1.png",
+            image_id="17",
+            split="validation",
+            source="wit",
+            url="https://example.org",
+            license="CC0",
+            original_captions=("a black cat", "the other cat"),
+            translator="deepl",
+        ),
+        Row(2, ("un cane",), "images/2.png"),
+        Row(3, ("un asino",), "3.png"),
+        Row(4, ("un pesce",), "https://example.org/4.jpg"),
     ]
-    drawn = sum(split_by_hash(number.to_bytes(4)) == "validation" for number in range(20_000))
-    assert 900 < drawn < 1100  # 5%
 
 
-def test_bad_rows_are_set_aside_and_counts_add_up(tmp_path, root):
-    (root / "images" / "page.jpg").write_text("<html>")
-    (root / "images" / "half.png").write_bytes((root / "images" / "1.png").read_bytes()[:60])
-    (tmp_path / "secret.png").write_bytes((root / "images" / "1.png").read_bytes())
-    os.symlink(tmp_path / "secret.png", root / "images" / "link.png")
-    rows = [
-        row(0),
-        b"{not json",
-        b"[1, 2]",
-        b'{"image": "\xff"}',
-        b'{"image": "images/1.png", "captions": ["\\ud800"]}',
-        b"[" * 100_000,
-        b"",
-        row(1, captions=[]),
-        row(1, captions=[" "]),
-        row(1, captions="un gatto"),
-        row(1, captions=["un gatto", 3]),
-        {"captions": ["un gatto"]},
-        row(1, image=7),
-        row(1, image="images/none.png"),
-        row(1, image="images"),
-        row(1, image="../secret.png"),
-        row(1, image=str(tmp_path / "secret.png")),
-        row(1, image="images/link.png"),
-        row(1, image="images/\0.png"),
-        row(1, image="x" * 5000),
-        row(1, image="images/page.jpg"),
-        row(1, image="images/half.png", split="test"),
-        row(0),
-        row(2, split="dev"),
-    ]
-    summary = run(tmp_path, root, rows)
-    assert (summary.lines, summary.blank) == (24, 1)
-    assert summary.records == {"train": 1, "validation": 1}
-    assert summary.rejects == {
-        "bad JSON": 2,
-        "not a JSON object": 1,
-        "bad Unicode": 2,
-        "no caption": 2,
-        "captions are not a list of texts": 2,
-        "no image path": 2,
-        "image missing": 2,
-        "image path outside root": 3,
-        "image cannot be read": 2,
-        "not an image": 1,
-        "broken image": 1,
-        "image_id seen before": 1,
+def test_named_splits_are_kept(tmp_path):
+    names = ["train", "validation", "val", "dev", "test", "Test", "extra", "", None, 3]
+    rows = [{"image": "1.png", "captions": ["un gatto"], "split": name} for name in names]
+    found = [row.split for row in read(tmp_path, rows)]
+    assert found == ["train", *["validation"] * 5, *[""] * 4]
+
+
+def test_keys_can_be_named(tmp_path):
+    row = {
+        "file": "1.png",
+        "image": "no.png",
+        "title": "un gatto",
+        "texts": ["due", None],
+        "n": "a",
     }
-    assert summary.blank + 2 + sum(summary.rejects.values()) == 24
-    listed = [json.loads(line) for line in summary.rejects_file.read_text().splitlines()]
-    assert [entry["line"] for entry in listed] == [*range(2, 7), *range(8, 24)]
-    assert listed[0] == {"file": str(tmp_path / "rows.jsonl"), "line": 2, "reason": "bad JSON"}
-    text = str(summary)
-    assert "24 lines" in text and "3 set aside: image path outside root" in text
-    assert text.endswith(f"listed in {summary.rejects_file}")
+    flags = {"caption_column": ("texts", "title"), "image_column": "file", "id_column": "n"}
+    assert read(tmp_path, [row], **flags) == [Row(1, ("due", "un gatto"), "1.png", image_id="a")]
 
 
-def test_a_clean_import_leaves_no_rejects_and_replaces_an_older_one(tmp_path, root):
-    with pytest.raises(ValueError, match="no records"):
-        run(tmp_path, root, [b"{"])
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["gatti.rejects.jsonl"]
-    summary = run(tmp_path, root, [b"\xef\xbb\xbf" + json.dumps(row(1)).encode()])
-    assert summary.records["train"] == 1 and not summary.rejects_file.exists()
-    assert "set aside" not in str(summary)
+def test_originals_of_another_number_are_kept_as_they_are(tmp_path):
+    row = {"image": "1.png", "captions": ["a", "b", ""], "original_captions": ["c", "d", "", "c"]}
+    assert read(tmp_path, [row])[0].original_captions == ("c", "d")
 
 
-def test_captions_keep_their_case_and_marks():
-    assert clean_captions(["L\u2019asterisco  A SINISTRA."]) == ["L’asterisco A SINISTRA."]
+def test_bad_rows_are_rejected_with_line_and_reason(tmp_path):
+    good = {"image": "images/1.png", "captions": ["un gatto"]}
+    cases = [
+        (b"{not json", "bad JSON"),
+        (b"[1, 2]", "not a JSON object"),
+        (b'{"image": "\xff"}', "bad UTF-8"),
+        (b'{"image": "images/1.png", "captions": ["\\ud800"]}', "bad Unicode"),
+        (b'{"image": "\\udfff", "captions": ["a"]}', "bad Unicode"),
+        (b"[" * 100_000, "bad JSON"),
+        (b'{"a": ' * 100_000, "bad JSON"),
+        (b'{"image": 1' + b"0" * 5000 + b', "captions": ["a"]}', "bad JSON"),
+        (b'{"image": "images/1.png\0", "captions": ["a"]}', "NUL character"),
+        (good | {"image": "images/\0.png"}, "NUL character"),
+        (good | {"captions": []}, "no caption"),
+        (good | {"captions": [" ", None]}, "no caption"),
+        (good | {"captions": ""}, "no caption"),
+        ({"image": "images/1.png"}, "no caption"),
+        (good | {"captions": ["un gatto", 3]}, "captions are not texts"),
+        (good | {"captions": {"it": "un gatto"}}, "captions are not texts"),
+        (good | {"captions": 3}, "captions are not texts"),
+        ({"captions": ["un gatto"]}, "no image"),
+        (good | {"image": ""}, "no image"),
+        (good | {"image": 7}, "image is no path"),
+        (good | {"image": ["images/1.png"]}, "image is no path"),
+        (good | {"license": ["CC0"]}, "not a text"),
+    ]
+    items = read(tmp_path, [good, b"", *(case for case, _ in cases), b"  \t "])
+    assert items[0] == Row(1, ("un gatto",), "images/1.png")
+    assert items[-1] == Skip("blank line", 2)
+    assert [(item.line, item.reason) for item in items[1:-1]] == [
+        (line, reason) for line, (_, reason) in enumerate(cases, 3)
+    ]
+    assert items[1] == Reject(3, "bad JSON", "{not json")
+
+
+def test_hostile_lines_are_all_accounted_for(tmp_path):
+    def make(number, text):
+        row = {"image": f"{number}.jpg", "captions": [f"il gatto {number} è nero {text}"]}
+        return json.dumps(row, ensure_ascii=False)
+
+    lines = hostile_lines(make, "]")
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\n".join(line for _, line in lines), 1))
+    items = list(Jsonl((str(path),)).read(str(path)))
+    assert entries(items) == 10_000 == sum(KINDS.values())
+    of_line, skipped = outcomes(items)
+    same = ("bad UTF-8", "NUL character", "line too long")
+    expected = {"ragged": "bad JSON", "byte order mark": "bad JSON"} | {kind: kind for kind in same}
+    assert of_line == {
+        line: expected.get(kind, "row")
+        for line, (kind, _) in enumerate(lines, 1)
+        if kind != "blank"
+    }
+    assert skipped == {"blank line": KINDS["blank"]}
+    assert Counter(of_line.values())["row"] == 8000 + 400 + 150 + 60 + 10
+    some = {4: "bad UTF-8", 32: "bad JSON", 64: "NUL character", 1967: "line too long", 3673: "row"}
+    assert some.items() <= of_line.items()
+
+
+def test_nothing_there_is_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"path: no file at .*; name files, folders"):
+        Jsonl((str(tmp_path),)).inputs()
+
+
+def test_parse_row():
+    assert parse_row('{"a": 1}') == {"a": 1}
+    assert parse_row("3") == "not a JSON object"
+    assert parse_row("") == "bad JSON"
 
 
 @pytest.mark.real_data
 @pytest.mark.skipif("CLIP_ITALIAN_REAL_DATA" not in os.environ, reason="no real data at hand")
-def test_real_rows_import_without_loss(tmp_path):
-    root = Path(os.environ["CLIP_ITALIAN_REAL_DATA"])
-    summary = import_jsonl(root / "coco_it/captions.jsonl", tmp_path, "coco_it", root=root)
-    assert summary.rejects == {} and summary.lines == sum(summary.records.values()) > 0
+def test_real_rows_are_read_without_loss():
+    path = str(Path(os.environ["CLIP_ITALIAN_REAL_DATA"]) / "coco_it/captions.jsonl")
+    items = list(Jsonl((path,)).read(path))
+    assert len(items) == 43 and all(isinstance(item, Row) for item in items)
+    assert items[0].image == "coco_it/images/000000000359.jpg" and len(items[0].captions) == 5
+    assert (items[0].image_id, items[0].split) == ("359", "validation")

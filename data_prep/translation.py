@@ -1,0 +1,62 @@
+"""The step that translates: shards in order, one translator, one cache, one progress bar."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from data_prep import translate
+from data_prep.captions import translate_captions
+from data_prep.filters import TextFilters
+from data_prep.store import read_table
+
+
+class Translation:
+    """An open translator with its cache.
+
+    Attributes:
+      name: for records: who translated.
+      identity: all that the translations depend on.
+    """
+
+    def __init__(self, options: translate.TranslateOptions) -> None:
+        """Loads the model or makes the client; raises `ConfigError` as `open_translator` does."""
+        self._options = options
+        self._translator = translate.open_translator(options)
+        self._cache = translate.open_cache(options, self._translator)
+        self.name = self._translator.name
+        self.identity = [self._translator.identity, *options.pair]
+
+    def run(
+        self,
+        calls: Sequence[tuple[Path, Path]],
+        filters: TextFilters,
+        final_stop: Literal["keep", "drop"],
+    ) -> None:
+        """Translates shards: (rows, folder to be made) of each.
+
+        Raises:
+          ConfigError: it would cost more than allowed.
+          TranslationError: the translator gave up; what it had done is kept.
+        """
+        if not calls:
+            return
+        estimated = translate.estimate(_texts(calls), self._cache)
+        translate.confirm_cost(estimated, self._options)
+        with tqdm(total=estimated.texts, desc="translation", unit="caption") as progress:
+
+            def translated(texts: list[str]) -> list[str]:
+                done, _ = translate.translate_texts(
+                    texts, self._translator, self._cache, progress.update
+                )
+                return done
+
+            for rows, folder in calls:
+                translate_captions(rows, folder, translated, self.name, filters, final_stop)
+
+
+def _texts(calls: Sequence[tuple[Path, Path]]) -> Iterator[str]:
+    for rows, _ in calls:
+        for row in read_table(rows, ["captions"]):
+            yield from row["captions"]

@@ -1,0 +1,233 @@
+"""The whole preparation, on Ray, from JSON lines to records."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_italian.config import ConfigError
+from clip_italian.data.records import open_split, parse_record
+from data_prep.jsonl import Jsonl
+from data_prep.options import Options, Steps
+from data_prep.pipeline import prepare
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def picture(number):
+    """Pictures that are far apart for the perceptual hash."""
+    pixels = np.random.default_rng(number).integers(0, 255, (6, 6, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "root").mkdir()
+    for number in range(12):
+        (tmp_path / "root" / f"{number}.png").write_bytes(picture(number))
+    return tmp_path / "root"
+
+
+def line(number, *captions, **fields):
+    return {
+        "image": f"{number}.png",
+        "captions": captions or [f"un gatto numero {number}"],
+    } | fields
+
+
+@pytest.fixture
+def run(tmp_path, root):
+    def run(lines, **changes):
+        path = tmp_path / "rows.jsonl"
+        text = "\n".join(one if isinstance(one, str) else json.dumps(one) for one in lines)
+        if not path.exists() or path.read_text() != text + "\n":
+            path.write_text(text + "\n")
+        options = {
+            "out_dir": str(tmp_path / "out"), "root": str(root), "rows_per_shard": 4,
+            "source": "gatti",
+        }  # fmt: skip
+        steps = Steps(run=Options(**options))
+        for part, values in changes.items():
+            steps = dataclasses.replace(
+                steps, **{part: dataclasses.replace(getattr(steps, part), **values)}
+            )
+        return prepare(Jsonl(path=(str(path),)), steps, command="clip-italian prepare jsonl")
+
+    return run
+
+
+def records(tmp_path, split="train"):
+    file = open_split(tmp_path / "out", "gatti", split)
+    return [parse_record(data) for data in file.read(range(len(file)))]
+
+
+def funnel(summary):
+    """Every count adds up; returns name of step → its counts."""
+    entries = summary.facts["entries"]
+    lost = sum(entries["skipped"].values()) + sum(entries["rejected"].values())
+    assert entries["read"] == lost + entries["entries_of_rows"]
+    rows = entries["rows"]
+    for step in summary.facts["steps"]:
+        assert step["rows_in"] == rows
+        rows = step["rows_out"]
+        assert step["rows_in"] == rows + step["merged_rows"] + sum(step["rejected_rows"].values())
+        assert step["captions_in"] == step["captions_out"] + sum(step["rejected_captions"].values())
+    assert rows == sum(summary.facts["records"].values())
+    return {step["name"]: step for step in summary.facts["steps"]}
+
+
+def test_rows_become_records_with_card_and_rejects(run, tmp_path, root):
+    (root / "half.png").write_bytes(picture(1)[:60])
+    lines = [
+        line(0, "  un\tgatto &amp; un cane ", "e\u0300 nero qui", source="wit", image_id=17,
+             url="https://example.org", license="CC0", split="train"),
+        "{not json",
+        line(1, split="validation"),
+        line(2, "un gatto rosso", split="train"),
+        line(2, "un gatto rosso", "un gatto fulvo"),
+        line(99, split="train"),
+        {"image": "half.png", "captions": ["un gatto a metà"]},
+        line(3, "x", split="train"),
+        line(4, split="train"),
+    ]  # fmt: skip
+    (root / "again.png").write_bytes(picture(4))
+    lines.append(line("again", "lo stesso gatto", split="validation"))
+    summary = run(lines)
+    steps = funnel(summary)
+    assert summary.facts["records"] == {"train": 3, "validation": 1}
+    first, second, third = records(tmp_path)
+    assert first.captions == ("un gatto & un cane", "è nero qui")
+    assert (first.source, first.image_id, first.url, first.license) == (
+        "wit", "17", "https://example.org", "CC0",
+    )  # fmt: skip
+    assert second.captions == ("un gatto rosso", "un gatto fulvo")
+    assert (second.source, second.image_id, second.url) == ("gatti", "2.png", "")
+    assert third.captions == ("un gatto numero 4", "lo stesso gatto")
+    assert summary.facts["entries"]["rejected"] == {"bad JSON": 1}
+    assert steps["captions"]["rejected_rows"] == {"no caption left": 1}
+    assert steps["selection"]["merged_rows"] == 1
+    assert steps["pictures"]["rejected_rows"] == {"image missing": 1, "broken image": 1}
+    assert steps["duplicates"]["merged_rows"] == 1
+    folder = tmp_path / "out" / "gatti"
+    rejects = [
+        json.loads(text) for path in sorted((folder / "rejects").iterdir())
+        for text in path.read_text().splitlines()
+    ]  # fmt: skip
+    assert [(one["line"], one["reason"]) for one in rejects] == [
+        (2, "bad JSON"), (8, "too short"), (8, "no caption left"),
+        (5, "said twice of one picture"), (6, "image missing"), (7, "broken image"),
+    ]  # fmt: skip
+    assert {path.name for path in (folder / "card").iterdir()} >= {
+        "README.md", "card.html", "funnel.png", "summary.json",
+    }  # fmt: skip
+    text = str(summary)
+    assert "10 entries read" in text and "rows set aside: broken image" in text
+
+
+def test_a_second_run_does_nothing_and_a_stopped_one_does_the_rest(run, tmp_path, monkeypatch):
+    lines = [line(number) for number in range(12)]
+    first = run(lines, decide={"validation_share": 0.5})
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*")}
+    again = run(lines, decide={"validation_share": 0.5})
+    assert again.facts == first.facts
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*")} == before
+
+    work = tmp_path / "out" / ".gatti.work"
+    shards = sorted(work.glob("4-*/[0-9]*"))
+    assert len(shards) == 3
+    for path in [
+        shards[1],
+        *work.glob("5-*"),
+        *work.glob("2-*/000002"),
+        tmp_path / "out" / "gatti",
+    ]:
+        path.rename(tmp_path / f"gone-{path.name}")
+    rest = run(lines, decide={"validation_share": 0.5})
+    assert rest.facts["fingerprint"] == first.facts["fingerprint"]
+    assert (shards[0] / "images.parquet").stat().st_mtime_ns == before[shards[0] / "images.parquet"]
+
+
+def test_a_flag_repeats_only_the_steps_that_it_touches(run, tmp_path):
+    lines = [line(number) for number in range(6)]
+    run(lines)
+    run(lines, decide={"validation_share": 1.0})
+    names = sorted(path.name.partition("-")[0] for path in (tmp_path / "out/.gatti.work").iterdir())
+    assert [name for name in names if name.isdigit()] == ["1", "2", "3", "4", "5", "5"]
+    assert len(records(tmp_path, "validation")) == 6
+
+
+def test_evaluation_pictures_are_kept_out_by_id_and_by_looks(run, tmp_path, root):
+    guard = tmp_path / "xtd"
+    guard.mkdir()
+    Image.open(root / "3.png").resize((64, 64)).save(guard / "other_name.jpg", quality=80)
+    (tmp_path / "dev.txt").write_text("COCO_val2014_000000000005.jpg\n")
+    lines = [line(number, image_id=number) for number in range(6)]
+    decide = {"guard_pictures": (str(guard),), "guard_ids": (str(tmp_path / "dev.txt"),)}
+    steps = funnel(run(lines, decide=decide | {"validation_share": 0.0}))
+    assert steps["selection"]["rejected_rows"] == {"in evaluation set dev": 1}
+    assert steps["duplicates"]["rejected_rows"] == {"in evaluation set xtd": 1}
+    assert [one.image_id for one in records(tmp_path)] == ["0", "1", "2", "4"]
+
+
+def test_bad_pictures_stop_the_work_and_the_flag_allows_them(run, tmp_path, root):
+    for number in range(100, 110):
+        (root / f"{number}.png").write_text("<html>")
+    lines = [line(number) for number in [*range(12), *range(100, 110)]]
+    with pytest.raises(ConfigError, match=r"max_bad_pictures = 0.05, but 10 of \d+ local"):
+        run(lines)
+    summary = run(lines, run={"max_bad_pictures": 0.5}, decide={"validation_share": 0.0})
+    assert funnel(summary)["pictures"]["rejected_rows"] == {"not an image": 10}
+
+
+def test_nothing_left_is_an_error_that_says_why(run, tmp_path):
+    with pytest.raises(ConfigError, match="nothing is left") as error:
+        run([line(50), "{"])
+    assert "image missing" in str(error.value) and "bad JSON" in str(error.value)
+    assert not (tmp_path / "out" / "gatti").exists()
+    assert len(list((tmp_path / "out/.gatti.work/rejects").iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("run", {"source": "Foto"}, "source = 'Foto' is not allowed"),
+        ("run", {"root": "nowhere"}, "root = 'nowhere' is no folder"),
+        ("run", {"out_dir": "gs://bucket/data"}, "work_dir is empty and out_dir = 'gs://"),
+        ("decide", {"near_duplicates": 4}, "near_duplicates = 4 is not allowed"),
+        ("decide", {"validation_share": 5.0}, "validation_share = 5.0 is not allowed"),
+        ("decide", {"guard_ids": ("nowhere.json",)}, "guard_ids: nowhere.json"),
+        ("text", {"pos_model": "no_such_model"}, "pos_model = 'no_such_model'"),
+        ("text", {"caption_language": "xx"}, "caption_language = 'xx'"),
+        ("run", {"tokenizer": "nowhere"}, "tokenizer = 'nowhere'"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused_before_the_work(run, tmp_path, part, values, message):
+    with pytest.raises(ConfigError, match=message):
+        run([line(0)], **{part: values})
+    assert not (tmp_path / "out" / "gatti").exists()
+
+
+def test_out_dir_may_be_remote(run, tmp_path, monkeypatch):
+    bucket = tmp_path / "bucket"
+    from pathlib import Path
+
+    from data_prep import finish
+
+    monkeypatch.setattr(
+        finish.epath, "Path", lambda url: Path(str(url).replace("gs://bucket", str(bucket)))
+    )
+    monkeypatch.setattr(
+        Path, "copy", lambda self, to, overwrite: to.write_bytes(self.read_bytes()), raising=False
+    )
+    options = {"out_dir": "gs://bucket/data", "work_dir": str(tmp_path / "work")}
+    for lines in ([line(n, split="train") for n in range(3)], [line(4, split="train")]):
+        summary = run(lines, run=options)
+        assert summary.folder == "gs://bucket/data/gatti"
+        file = open_split(bucket / "data", "gatti", "train")
+        assert len(file) == len(lines)
+        assert (bucket / "data" / "gatti" / "card" / "card.html").exists()
