@@ -12,6 +12,7 @@ import argparse
 import functools
 import http.server
 import json
+import subprocess
 import sys
 import tarfile
 import threading
@@ -24,9 +25,6 @@ from clip_italian.data.records import open_split, parse_record
 from data_prep.card_numbers import check_summary
 from data_prep.commands import run
 from data_prep.finish import Summary
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tests.data_prep.tiny_marian import write_checkpoint
 
 
 def prepare(out: Path, *words: str) -> dict[str, Any]:
@@ -103,7 +101,12 @@ def conceptual_captions(real: Path, out: Path) -> dict[str, Any]:
     local.write_text("".join(
         f"{caption}\thttp://127.0.0.1:{server.server_port}/{n}\n" for n, caption in enumerate(lines)
     ), encoding="utf-8")  # fmt: skip
-    write_checkpoint(out / "marian")
+    # In a process of its own: it loads JAX, whose threads must not be there when Ray starts.
+    make = "import sys, pathlib; from tests.data_prep.tiny_marian import write_checkpoint as write;"
+    subprocess.run(
+        [sys.executable, "-c", f"{make} write(pathlib.Path(sys.argv[1]))", str(out / "marian")],
+        check=True, cwd=Path(__file__).resolve().parent.parent,
+    )  # fmt: skip
     return prepare(
         out, "conceptual_captions", "--path", str(local), "--source", "cc",
         "--allow_networks", "127.0.0.0/8", "--translate", "en:it",
@@ -164,8 +167,16 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     real, out = arguments.real_data.resolve(), arguments.out.resolve()
-    results = [SETS[name](real, out) for name in arguments.sets]
-    (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    if len(arguments.sets) > 1:  # each in a process of its own
+        for name in arguments.sets:
+            subprocess.run(
+                [sys.executable, __file__, "--real_data", real, "--out", out, "--sets", name],
+                check=True,
+            )
+    else:
+        [name] = arguments.sets
+        (out / f"{name}.json").write_text(json.dumps(SETS[name](real, out), indent=1) + "\n")
+    results = [json.loads((out / f"{name}.json").read_text()) for name in arguments.sets]
     for one in results:
         records, captions = (sum(one[what].values()) for what in ("records", "captions"))
         print(

@@ -145,7 +145,9 @@ def _write(
 
     def records(split: str) -> Iterator[Record]:
         count = summary["records"][split]
-        with tqdm(total=count, desc=f"records: {split}", unit="record") as progress:
+        with tqdm(
+            total=count, desc=f"records: {split}", unit="record", disable=not count
+        ) as progress:
             for key, record in _records(files, steps["pictures"], split, name):
                 if key in chosen:
                     shown[key] = record

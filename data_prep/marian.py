@@ -34,13 +34,11 @@ _log = logging.getLogger(__name__)
 _FIELD = "marian_model"
 _NEEDED = ("config.json", "vocab.json", "source.spm", "target.spm")
 _WEIGHTS = ("model.safetensors", "flax_model.msgpack", "pytorch_model.bin")
-# Part of the key under which translations are kept: raise it when the same model, asked for the
-# same, would answer otherwise.
-_VERSION = 1
+_VERSION = 1  # part of the cache's key: to be raised when the same model would answer otherwise
 
 
 class Vocabulary:
-    """Texts ↔ token ids, as `MarianTokenizer` has them, but decoding 100 times faster.
+    """Texts ↔ token ids, as `MarianTokenizer` has them, but much faster from ids to texts.
 
     What looks like a special token in a text (`</s>`) stays text.
     """
@@ -269,34 +267,32 @@ def _load(
 ) -> weights.Arrays:
     """Parameters by their Flax names, float32; those of a `.bin` are kept in `store` as well."""
     path = next(files[name] for name in _WEIGHTS if name in files)
+    if path.suffix != ".bin":
+        return _read(path, shapes, model)
     converted = store / _digest({path.name: path}) / _WEIGHTS[0]
-    if path.suffix == ".bin" and converted.is_file():
-        path = converted
-    arrays = weights.read_arrays(str(path.parent), revision="", field=_FIELD)
-    arrays = _flax_names(arrays, shapes, model)
-    arrays = weights.match(arrays, shapes, (), name=model, field=_FIELD)
-    if path.suffix == ".bin":
-        converted.parent.mkdir(parents=True, exist_ok=True)
-        partial = converted.with_suffix(f".{os.getpid()}")
-        save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, partial)
-        partial.replace(converted)
+    if converted.is_file():
+        return _read(converted, shapes, model)
+    arrays = _read(path, shapes, model)
+    converted.parent.mkdir(parents=True, exist_ok=True)
+    partial = converted.with_suffix(f".{os.getpid()}")
+    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, partial)
+    partial.replace(converted)
     return arrays
 
 
-def _flax_names(arrays: weights.Arrays, shapes: Mapping[str, Any], model: str) -> weights.Arrays:
-    """PyTorch's names and layouts → Flax's, by transformers' own conversion."""
-    if not any(name.endswith(".weight") for name in arrays):
-        return arrays
-    sides = ("encoder", "decoder")
-    tied = ("model.shared", *(f"model.{side}.embed_tokens" for side in sides), "lm_head")
-    for name in tied:  # one table; a file may hold it under any of its names
-        if f"{name}.weight" in arrays:
-            arrays = {**arrays, "model.shared.weight": arrays[f"{name}.weight"]}
-            break
-    target = SimpleNamespace(base_model_prefix="", params=unflatten_dict(dict(shapes), sep="."))
-    try:
-        tree = convert_pytorch_state_dict_to_flax(arrays, target)
-    except ValueError as error:  # a shape
-        raise ConfigError(f"{_FIELD} = {model!r}: {error}") from error
-    flat: dict[str, Any] = flatten_dict(tree, sep=".")
-    return {name: np.asarray(value) for name, value in flat.items()}
+def _read(path: Path, shapes: Mapping[str, Any], model: str) -> weights.Arrays:
+    """One file's arrays; PyTorch's names and layouts → Flax's, by transformers' own conversion."""
+    arrays = weights.read_arrays(str(path.parent), revision="", field=_FIELD)
+    if any(name.endswith(".weight") for name in arrays):
+        tied = ("lm_head", "model.decoder.embed_tokens", "model.encoder.embed_tokens")
+        for name in tied:  # one table; a file may hold it under any of its names
+            if f"{name}.weight" in arrays:
+                arrays.setdefault("model.shared.weight", arrays.pop(f"{name}.weight"))
+        target = SimpleNamespace(base_model_prefix="", params=unflatten_dict(dict(shapes), sep="."))
+        try:
+            tree = convert_pytorch_state_dict_to_flax(arrays, target)
+        except ValueError as error:  # a shape
+            raise ConfigError(f"{_FIELD} = {model!r}: {error}") from error
+        flat: dict[str, Any] = flatten_dict(tree, sep=".")
+        arrays = {name: np.asarray(value) for name, value in flat.items()}
+    return weights.match(arrays, shapes, (), name=model, field=_FIELD)
