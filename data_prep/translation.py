@@ -42,14 +42,19 @@ class Translation:
         """
         if not calls:
             return
-        estimated = translate.estimate(_texts(calls), self._cache)
-        translate.confirm_cost(estimated, self._options)
-        with tqdm(total=estimated.texts, desc="translation", unit="caption") as progress:
+        translate.confirm_cost(translate.estimate(_texts(calls), self._cache), self._options)
+        counts = translate.TranslationCounts()
+        with tqdm(total=sum(1 for _ in _texts(calls)), desc="translation", unit="caption") as bar:
 
             def translated(texts: list[str]) -> list[str]:
-                done, _ = translate.translate_texts(
-                    texts, self._translator, self._cache, progress.update
+                nonlocal counts
+                end = bar.n + len(texts)
+                done, found = translate.translate_texts(
+                    texts, self._translator, self._cache, bar.update
                 )
+                bar.update(end - bar.n)  # repeated and blank ones
+                counts += found
+                bar.set_postfix_str(f"{counts.cached:,} from the cache")
                 return done
 
             for rows, folder in calls:

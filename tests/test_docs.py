@@ -1,4 +1,4 @@
-"""The commands of docs/new_language.md, run as they stand with small stand-ins for what they name."""
+"""The commands of docs/new_language.md as they stand, with small stand-ins for what they name."""
 
 import functools
 import http.server

@@ -95,7 +95,9 @@ def documented():
     """Every `clip-italian prepare` command of the documents, as words."""
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-        for command in re.findall(r"^(?:\.venv/bin/)?clip-italian prepare (.*)", text, re.MULTILINE):
+        for command in re.findall(
+            r"^(?:\.venv/bin/)?clip-italian prepare (.*)", text, re.MULTILINE
+        ):
             if "..." not in command and not command.startswith(("SOURCE", "sample")):
                 yield pytest.param(shlex.split(command), id=command[:60])
 

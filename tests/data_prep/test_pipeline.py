@@ -212,6 +212,47 @@ def test_flags_that_cannot_work_are_refused_before_the_work(run, tmp_path, part,
     assert not (tmp_path / "out" / "gatti").exists()
 
 
+class Shouting:
+    """Stands in for a model: upper case, nothing for a fish, and a list of what it was asked."""
+
+    name, identity = "stub:loud", "stub"
+
+    def __init__(self):
+        self.asked = []
+
+    def translate(self, texts):
+        self.asked += texts
+        for text in texts:
+            yield {text: "" if "fish" in text else text.upper()}
+
+
+def test_captions_are_translated_once_and_keep_their_originals(run, tmp_path, monkeypatch):
+    stub = Shouting()
+    monkeypatch.setattr("data_prep.translation.translate.open_translator", lambda options: stub)
+    lines = [
+        line(0, "a cat on a mat", "a fish", "no.jpg"),
+        line(1, "a cat on a mat", split="validation"),
+        line(2, "a fish"),
+        line(50, "never seen"),  # its picture is missing: not to be paid for
+    ]
+    changes = {
+        "translate": {"translate": "en:it", "translation_cache": str(tmp_path / "cache.sqlite")},
+        "decide": {"validation_share": 0.0},
+    }
+    steps = funnel(run(lines, **changes))
+    assert stub.asked == ["a cat on a mat", "a fish"]
+    [one] = records(tmp_path)
+    assert (one.captions, one.original_captions) == (("A CAT ON A MAT",), ("a cat on a mat",))
+    assert one.translator == "stub:loud"
+    assert steps["captions"]["rejected_captions"] == {"boilerplate": 1}
+    assert steps["translation"]["rejected_captions"] == {"no text": 2}
+    assert steps["translation"]["rejected_rows"] == {"no caption left": 1}
+
+    stub.asked.clear()
+    summary = run(lines, **changes, run={"work_dir": str(tmp_path / "elsewhere")})
+    assert stub.asked == [] and summary.facts["languages"] == {"it": 2}
+
+
 def test_out_dir_may_be_remote(run, tmp_path, monkeypatch):
     bucket = tmp_path / "bucket"
     from pathlib import Path
