@@ -123,25 +123,23 @@ def finish(process: subprocess.Popen[bytes], log: Path) -> None:
         raise SystemExit(f"a run failed:\n{log.read_text()[-3000:]}")
 
 
-def killed_runs(setting: Setting, kills: int, seed: int) -> dict[str, object]:
-    """One preparation, killed with SIGKILL at random moments until it has been killed enough."""
+def killed_runs(setting: Setting, kills: int, seed: int) -> Iterator[dict[str, object]]:
+    """Preparations that are killed with SIGKILL at random moments, until enough have been."""
     rng = random.Random(seed)
     done = 0
     while done < kills:
-        process = setting.start("killed")
-        try:
-            process.wait(rng.uniform(4, 14))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            done += 1
-            time.sleep(2)  # Ray's processes notice
-            continue
-        if process.returncode:
-            finish(process, setting.folder / "killed" / "log.txt")
-        break  # finished before it could be killed once more
-    finish(setting.start("killed"), setting.folder / "killed" / "log.txt")
-    return {"kills": done, **setting.result("killed")}
+        name, killed = f"killed {done + 1}", 0
+        while (process := setting.start(name)) and done < kills:
+            try:
+                process.wait(rng.uniform(5, 12))
+                break  # finished before it could be killed once more
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                done, killed = done + 1, killed + 1
+                time.sleep(2)  # Ray's processes notice
+        finish(process, setting.folder / name / "log.txt")
+        yield {"kills": killed, **setting.result(name)}
 
 
 @contextlib.contextmanager
@@ -212,8 +210,9 @@ def main() -> int:
             finish(setting.start(name, "--workers", str(workers)), Path(folder, name, "log.txt"))
             results[name] = setting.result(name)
             print(name, results[name], flush=True)
-        results["killed"] = killed_runs(setting, arguments.kills, arguments.seed)
-        print("killed", results["killed"], flush=True)
+        for number, result in enumerate(killed_runs(setting, arguments.kills, arguments.seed)):
+            results[f"killed, {number + 1}"] = result
+            print("killed", result, flush=True)
         results["cluster"] = cluster_run(setting, arguments.nodes)
         print("cluster", results["cluster"], flush=True)
     equal = len({str(one["fingerprint"]) for one in results.values()}) == 1

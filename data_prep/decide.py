@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -103,20 +104,20 @@ def decide_rows(
             """,
             params=[[str(file) for file in image_files]],
         ).to_arrow_table()
-        columns = {name: pictures[name].to_pylist() for name in pictures.column_names}
-        firsts = [i for i, key in enumerate(columns["key"]) if columns["first"][i] == key]
+        keys, firsts = pictures["key"].to_numpy(), pictures["first"].to_numpy()
+        leading = np.flatnonzero(keys == firsts)
         reasons = find_duplicates(
-            [columns["image_hash"][i] for i in firsts],
-            [columns["thumbnail"][i] for i in firsts],
+            pictures["image_hash"].to_numpy()[leading],
+            lambda position: pictures["thumbnail"][int(leading[position])].as_py(),
             near_duplicates,
             guarded,
         )
-        reason_of = {columns["key"][i]: reason for i, reason in zip(firsts, reasons, strict=True)}
+        reason_of = dict(zip(keys[leading].tolist(), reasons, strict=True))
         fates = (
             {"key": key, "first": first, "reason": reason_of[first],
              "split": split_by_digest(digest, validation_share)}
             for key, first, digest in zip(
-                columns["key"], columns["first"], columns["digest"], strict=True
+                keys.tolist(), firsts.tolist(), _values(pictures["digest"]), strict=True
             )
         )  # fmt: skip
         _regroup(connection, _table(fates), folder, "duplicates and leakage", 0, rows_per_shard)
@@ -128,6 +129,10 @@ def _open(row_files: Sequence[Path], folder: Path) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(config={"temp_directory": str(spill)})
     connection.read_parquet([str(file) for file in row_files]).create_view("rows")
     return connection
+
+
+def _values(column: pa.ChunkedArray) -> Iterator[Any]:
+    return (value.as_py() for chunk in column.chunks for value in chunk)
 
 
 def _table(fates: Iterable[dict[str, Any]]) -> pa.Table:

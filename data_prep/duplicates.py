@@ -1,6 +1,6 @@
 """Near-equal pictures: by perceptual hash, confirmed by thumbnail."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import duckdb
 import numpy as np
@@ -75,34 +75,37 @@ def _distance(one: int, other: int) -> int:
 
 
 def find_duplicates(
-    hashes: Sequence[int], thumbnails: Sequence[bytes], radius: int, guarded: pa.Table
+    hashes: np.ndarray, thumbnail: Callable[[int], bytes], radius: int, guarded: pa.Table
 ) -> list[str]:
     """For each picture in order "" or the reason why it goes.
 
     Args:
-      hashes: perceptual hash of each picture, int64.
-      thumbnails: its thumbnail, 192 bytes.
+      hashes: perceptual hash of each picture, int64 [pictures].
+      thumbnail: position of a picture → its thumbnail, 192 bytes.
       radius: bits in which hashes of near-equal pictures may differ; -1 keeps all.
       guarded: pictures of evaluation sets: `name`, `image_hash`, `thumbnail`.
 
     Returns:
       `in evaluation set NAME`, `near-duplicate picture` (of an earlier one that stays) or "".
     """
-    guard_hashes = guarded["image_hash"].to_pylist()
-    near = near_hashes(np.unique(np.array([*hashes, *guard_hashes], np.int64)))
+    guard_hashes = guarded["image_hash"].to_numpy()
+    values, counts = np.unique(np.concatenate([hashes, guard_hashes]), return_counts=True)
+    near = near_hashes(values)
+    # All but a few pictures have a hash that is near to no other: they need not be remembered.
+    crowded = near.keys() | set(values[counts > 1].tolist())
     evaluation, seen = SeenPictures(near), SeenPictures(near)
-    for name, image_hash, thumbnail in zip(
-        guarded["name"].to_pylist(), guard_hashes, guarded["thumbnail"].to_pylist(), strict=True
-    ):
-        evaluation.add(image_hash, thumbnail, name)
-    reasons = []
-    for image_hash, thumbnail in zip(hashes, thumbnails, strict=True):
-        name = evaluation.find(image_hash, thumbnail, RADIUS)
+    for row in guarded.to_pylist():
+        evaluation.add(row["image_hash"], row["thumbnail"], row["name"])
+    reasons = [""] * len(hashes)
+    for position, image_hash in enumerate(hashes.tolist()):
+        if image_hash not in crowded:
+            continue
+        pixels = thumbnail(position)
+        name = evaluation.find(image_hash, pixels, RADIUS)
         if name is not None:
-            reasons.append(f"in evaluation set {name}")
-        elif seen.find(image_hash, thumbnail, radius) is not None:
-            reasons.append("near-duplicate picture")
+            reasons[position] = f"in evaluation set {name}"
+        elif seen.find(image_hash, pixels, radius) is not None:
+            reasons[position] = "near-duplicate picture"
         else:
-            seen.add(image_hash, thumbnail)
-            reasons.append("")
+            seen.add(image_hash, pixels)
     return reasons
