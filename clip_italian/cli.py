@@ -51,7 +51,11 @@ def prepare(words: Sequence[str]) -> int:
             f"preparing data needs the package {error.name}; "
             "install the extras: pip install 'clip-italian[data,prep]'"
         ) from error
-    summary = commands.run(words)
+    try:
+        summary = commands.run(words)
+    except commands.TranslationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if summary is not None:
         print(summary)
     return 0

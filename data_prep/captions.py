@@ -2,8 +2,9 @@
 
 import functools
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,6 @@ from data_prep.rows import Reject, Row, Skip, Source
 from data_prep.store import (
     BYTES,
     ROWS,
-    batched,
     read_table,
     reject_log,
     whole,
@@ -21,6 +21,7 @@ from data_prep.store import (
 )
 from data_prep.text import normalize
 
+CARRIED_BYTES = 64 << 20  # of pictures in one shard
 _checker = functools.cache(make_checker)  # one language model per process
 
 
@@ -47,7 +48,7 @@ def read_input(path: str, folder: Path, number: int, source: Source, rows_per_sh
                 elif isinstance(item, Skip):
                     skipped[item.reason] += item.entries
 
-        for shard, batch in enumerate(batched(kept(), rows_per_shard)):
+        for shard, batch in enumerate(_shards(kept(), rows_per_shard)):
             keys = range((number << 40) + rows, (number << 40) + rows + len(batch))
             tables = [_table_row(row, key, path) for key, row in zip(keys, batch, strict=True)]
             write_table(staged / f"rows-{shard:05}.parquet", tables, ROWS)
@@ -57,7 +58,7 @@ def read_input(path: str, folder: Path, number: int, source: Source, rows_per_sh
                 if row.image_bytes
             ]
             if contents:
-                write_table(staged / f"bytes-{shard:05}.parquet", contents, BYTES)
+                write_table(staged / f"bytes-{rows:012}.parquet", contents, BYTES)
             rows += len(batch)
             entries += sum(row.entries for row in batch)
         write_json(staged / "counts.json", {
@@ -65,6 +66,20 @@ def read_input(path: str, folder: Path, number: int, source: Source, rows_per_sh
             "rows": rows, "entries_of_rows": entries,
             "read": entries + sum(log.rows.values()) + sum(skipped.values()),
         })  # fmt: skip
+
+
+def _shards(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Lists of at most `size` rows, fewer where they carry large pictures."""
+    batch: list[Row] = []
+    carried = 0
+    for row in rows:
+        batch.append(row)
+        carried += len(row.image_bytes)
+        if len(batch) == size or carried >= CARRIED_BYTES:
+            yield batch
+            batch, carried = [], 0
+    if batch:
+        yield batch
 
 
 def _file_facts(path: str) -> dict[str, Any]:
@@ -80,8 +95,8 @@ def _table_row(row: Row, key: int, path: str) -> dict[str, Any]:
     fields = {name: getattr(row, name, None) for name in ROWS.names}
     return fields | {
         "key": key,
-        "file": path,
-        "image_id": row.image_id or row.image or f"{Path(path).name}:{row.line}",
+        "file": os.fsencode(path).decode("utf-8", "backslashreplace"),
+        "image_id": row.image_id or row.image or f"{key >> 40}/{Path(path).name}:{row.line}",
         "has_bytes": bool(row.image_bytes),
     }
 
@@ -140,9 +155,13 @@ def _write_filtered(
                 reason = next(reasons)
                 if reason or not caption:
                     log.caption(row, caption or original or "", reason if caption else "no text")
-                    continue
-                row["captions"].append(caption)
-                row["original_captions"] += [] if original is None else [original]
+                elif caption in row["captions"]:
+                    log.caption(row, caption, "said twice of one picture")
+                else:
+                    row["captions"].append(caption)
+                    row["original_captions"].append(original)
+            if row["original_captions"].count(None) == len(row["original_captions"]):
+                row["original_captions"] = []
             if row["captions"]:
                 kept.append(row)
             else:

@@ -17,7 +17,10 @@ from data_prep.pipeline import prepare
 from data_prep.rows import Source
 from data_prep.sample import make_sample
 from data_prep.tables import Csv, HuggingFace, Parquet
+from data_prep.translate import TranslationError
 from data_prep.wit import Wit
+
+__all__ = ["TranslationError", "run"]
 
 
 def run(words: Sequence[str]) -> object:

@@ -13,6 +13,7 @@ from data_prep.duplicates import find_duplicates
 from data_prep.guard import HASHES, plain_id
 from data_prep.pictures import split_by_digest
 from data_prep.store import (
+    IMAGES,
     ROWS,
     RejectLog,
     batched,
@@ -97,13 +98,11 @@ def decide_rows(
     """
     guarded = pa.concat_tables([HASHES.empty_table(), *map(pq.read_table, guard_files)])
     with _open(row_files, folder) as connection:
-        pictures = connection.sql(
-            """
+        _view(connection, "images", image_files, IMAGES)
+        pictures = connection.sql("""
             SELECT key, image_hash, thumbnail, digest, min(key) OVER (PARTITION BY digest) AS first
-            FROM read_parquet(?) ORDER BY key
-            """,
-            params=[[str(file) for file in image_files]],
-        ).to_arrow_table()
+            FROM images ORDER BY key
+        """).to_arrow_table()
         keys, firsts = pictures["key"].to_numpy(), pictures["first"].to_numpy()
         leading = np.flatnonzero(keys == firsts)
         reasons = find_duplicates(
@@ -127,8 +126,17 @@ def _open(row_files: Sequence[Path], folder: Path) -> duckdb.DuckDBPyConnection:
     folder.parent.mkdir(parents=True, exist_ok=True)
     spill = folder.parent / ".duckdb"  # what does not fit into memory goes there
     connection = duckdb.connect(config={"temp_directory": str(spill)})
-    connection.read_parquet([str(file) for file in row_files]).create_view("rows")
+    _view(connection, "rows", row_files, ROWS)
     return connection
+
+
+def _view(
+    connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[Path], schema: pa.Schema
+) -> None:
+    if files:
+        connection.read_parquet([str(file) for file in files]).create_view(name)
+    else:
+        connection.register(name, schema.empty_table())
 
 
 def _values(column: pa.ChunkedArray) -> Iterator[Any]:
@@ -178,7 +186,7 @@ SELECT rows.* REPLACE (
   CASE WHEN rows.split <> '' THEN rows.split ELSE fates.split END AS split)
 FROM rows JOIN fates USING (key) JOIN (
   SELECT first AS key, list(caption ORDER BY said.key, pos) AS captions,
-    coalesce(list(original ORDER BY said.key, pos) FILTER (original IS NOT NULL), [])
+    CASE WHEN count(original) = 0 THEN [] ELSE list(original ORDER BY said.key, pos) END
       AS original_captions
   FROM said WHERE reason = '' GROUP BY first) AS texts USING (key)
 ORDER BY key

@@ -193,7 +193,7 @@ def _records(
                     captions=row["captions"],
                     source=row["source"] or name,
                     image_id=row["image_id"],
-                    original_captions=row["original_captions"],
+                    original_captions=[text or "" for text in row["original_captions"]],
                     translator=row["translator"],
                     url=row["url"] or (row["image"] if is_online(row) else ""),
                     license=row["license"],
@@ -243,7 +243,7 @@ def _about_rows(files: Sequence[Path]) -> dict[str, Any]:
         for row in read_table(file, columns):
             records[row["split"]] += 1
             captions[row["split"]] += len(row["captions"])
-            translated += sum(map(len, row["original_captions"]))
+            translated += sum(len(text or "") for text in row["original_captions"])
             for what, counter in told.items():
                 counter[row[what[:-1]]] += 1
     return {"records": records, "captions": captions, "translated_characters": translated, **told}
@@ -284,12 +284,14 @@ def _upload(folder: Path, remote: Any) -> None:
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     files.sort(key=lambda path: path.name == INDEX_FILE)
     sizes = [(folder / path).stat().st_size for path in files]
+    (remote / INDEX_FILE).unlink(missing_ok=True)  # an older version is none from here on
     with tqdm(total=sum(sizes), desc="upload", unit="B", unit_scale=True) as progress:
         for path, size in zip(files, sizes, strict=True):
             target = remote / path.as_posix()
             target.parent.mkdir(parents=True, exist_ok=True)
             epath.Path(folder / path).copy(target, overwrite=True)
             progress.update(size)
-    for path in remote.glob("*"):  # shards of an older version
-        if not path.is_dir() and Path(path.name) not in files:
-            path.unlink()
+    for place in {path.parent for path in files}:  # files of an older version
+        for path in (remote / place.as_posix()).glob("*"):
+            if not path.is_dir() and place / path.name not in files:
+                path.unlink()

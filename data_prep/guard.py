@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ def plain_id(image_id: str) -> str:
 def load_ids(path: str) -> set[str]:
     """Plain ids from one file of `guard_ids`.
 
-    COCO JSON (`images` or `annotations`; gzipped or not), JSON lines with `image_id`, or text
-    with an id or file name a line.
+    COCO JSON (`images` or `annotations`), a JSON list of ids, JSON lines with `image_id`, or text
+    with an id or file name a line; gzipped or not.
 
     Raises:
       ConfigError: naming `guard_ids`: no such file, or no id in it.
@@ -38,12 +39,12 @@ def load_ids(path: str) -> set[str]:
     try:
         data = Path(path).read_bytes()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-    except (OSError, UnicodeError, EOFError) as error:
+    except (OSError, UnicodeError, EOFError, zlib.error) as error:
         raise ConfigError(f"guard_ids: {path} cannot be read ({error})") from error
     try:
         ids = {plain_id(str(found)) for found in _ids(text)}
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"guard_ids: {path} has an entry without image_id ({error})") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"guard_ids: {path} has an entry without an id ({error!r})") from error
     if not ids:
         raise ConfigError(f"guard_ids: {path} holds no ids")
     return ids
@@ -58,6 +59,9 @@ def _ids(text: str) -> Iterator[Any]:
         yield from (image["id"] for image in whole_file.get("images", ()))
         yield from (note["image_id"] for note in whole_file.get("annotations", ()))
         return
+    if isinstance(whole_file, list):
+        yield from (one["image_id"] if isinstance(one, dict) else one for one in whole_file)
+        return
     for line in filter(None, map(str.strip, text.splitlines())):
         yield json.loads(line)["image_id"] if line.startswith("{") else line
 
@@ -68,7 +72,7 @@ def pictures_of(path: str) -> list[str]:
     Raises:
       ConfigError: naming `guard_pictures`: no such folder, or no picture in it.
     """
-    folder = Path(path)
+    folder = Path(path).absolute()  # workers may stand elsewhere
     if (folder / INDEX_FILE).exists():
         return [
             str(folder / split)
@@ -105,4 +109,5 @@ def _read(path: Path) -> Iterator[bytes]:
         for numbers in batched(range(len(records)), 256):
             yield from (parse_record(data).image for data in records.read(numbers))
     else:
+        path = path.resolve()  # the user named this folder: its links may lead anywhere
         yield read_picture(path.name, path.parent)[0]

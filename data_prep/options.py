@@ -47,7 +47,8 @@ class Options:
     max_bad_pictures: float = 0.05
     """Stop when more than this share of the pictures that were had cannot be used."""
     retry_failed: bool = False
-    """Fetch again what failed in a way that may pass (time-outs, 429, 5xx); all else is kept."""
+    """Try again what failed in a way that may pass (time-outs, 429, 5xx, all local files that were
+    missing or broken); all else is kept."""
     rows_per_shard: int = 1000
     """Rows of one unit of work: what at most is done again after a stop."""
     workers: int = 0

@@ -1,5 +1,6 @@
 """The pictures of one shard: fetched or read, checked, shrunk, hashed."""
 
+import bisect
 import hashlib
 import re
 import shutil
@@ -8,6 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from clip_italian.config import ConfigError
 from data_prep.download import DownloadOptions, download
 from data_prep.images import MAX_BYTES, ImageFilters, prepare_image
 from data_prep.store import (
@@ -52,6 +56,8 @@ def prepare_pictures(
       report: is told now and then how many pictures were `good` or failed for which reason.
     """
     rows = {row["key"]: row for row in read_table(rows_file)}
+    if not root.is_dir():
+        raise ConfigError(f"root = {str(root)!r} is no folder on this machine; share it")
     images: list[dict[str, Any]] = []
     failed: dict[int, tuple[str, str]] = {}
     todo = set(rows)
@@ -118,6 +124,12 @@ def is_online(row: Mapping[str, Any]) -> bool:
     return not row["has_bytes"] and bool(_URL.match(row["image"]))
 
 
+def has_local(rows_file: Path) -> bool:
+    """Whether some picture of a shard is a local file."""
+    rows = read_table(rows_file, ["image", "has_bytes"])
+    return any(not row["has_bytes"] and not is_online(row) for row in rows)
+
+
 def split_by_digest(picture: str, validation_share: float) -> str:
     """`train` or `validation`, by the picture's digest alone: stable when data is added."""
     return "validation" if int(picture[:16], 16) < validation_share * 2**64 else "train"
@@ -155,7 +167,7 @@ def _contents(
     for row in rows:
         if not row["has_bytes"] and not is_online(row):
             data, reason = read_picture(row["image"], root)
-            yield row, data, reason, "", False
+            yield row, data, reason, "", True  # the file may be mended, or come later
     online = [row for row in rows if is_online(row)]
     if online:
         for one in download([row["image"] for row in online], options):
@@ -165,10 +177,12 @@ def _contents(
 def _carried_contents(rows: Sequence[dict[str, Any]], carried: Path) -> Iterator[Found]:
     wanted = {row["key"]: row for row in rows}
     for number in sorted({key >> 40 for key in wanted}):
-        for file in sorted((carried / f"{number:05}").glob("bytes-*.parquet")):
-            keys = read_table(file, ["key"])
-            if any(one["key"] in wanted for one in keys):
-                for one in read_table(file):
+        files = sorted((carried / f"{number:05}").glob("bytes-*.parquet"))
+        starts = [int(file.stem.removeprefix("bytes-")) for file in files]  # number of a first row
+        places = {key & (2**40 - 1) for key in wanted if key >> 40 == number}
+        for place in sorted({bisect.bisect_right(starts, one) - 1 for one in places}):
+            for batch in pq.ParquetFile(files[place]).iter_batches(16):
+                for one in batch.to_pylist():
                     if one["key"] in wanted:
                         yield wanted[one["key"]], one["image_bytes"], "", "", False
 

@@ -141,7 +141,8 @@ def _translated(data_dir: str, source: str, seed: int) -> Iterator[Pair]:
         # Not aligned: the captions were written anew, or a source brought originals of its own.
         if record.original_captions and len(record.original_captions) == len(record.captions):
             choice = int(rng.integers(len(record.captions)))
-            yield _pair(record, record.original_captions[choice], record.captions[choice])
+            if record.original_captions[choice]:  # others of the record may be native
+                yield _pair(record, record.original_captions[choice], record.captions[choice])
 
 
 def _shuffled(data_dir: str, source: str, rng: np.random.Generator) -> Iterator[Record]:

@@ -1,6 +1,7 @@
 """Shards on disk: folders that are written whole or not at all, and the tables inside them."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +13,8 @@ from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from clip_italian.config import ConfigError
 
 TEXTS = pa.list_(pa.string())
 # A row's key is (input << 40) + its number in that input: unique, and the order of the records.
@@ -47,6 +50,30 @@ def whole(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def remove_leftovers(stage: Path) -> None:
+    """Removes what a killed run was still writing; a worker of it that lives on will fail."""
+    for path in stage.glob(".*"):
+        if path.is_dir() and not path.name.startswith(".old-"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(work: Path) -> Iterator[None]:
+    """Holds a work folder for this process, as long as it lives.
+
+    Raises:
+      ConfigError: naming `work_dir`: another run holds it.
+    """
+    with (work / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"work_dir = {str(work)!r} is in use by another run; wait for it, or name another"
+            ) from error
+        yield
 
 
 def shard_folders(stage: Path) -> list[Path]:

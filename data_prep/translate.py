@@ -7,7 +7,6 @@ without our seeing the answer. All others are never asked for again.
 """
 
 import dataclasses
-import logging
 import re
 import sqlite3
 import sys
@@ -15,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-from clip_italian.config import ConfigError
+from tqdm import tqdm
 
-_log = logging.getLogger(__name__)
+from clip_italian.config import ConfigError
 
 MAX_CHARACTERS = 10_000  # of a text for DeepL; written as JSON at most 12 bytes each
 
@@ -253,7 +252,7 @@ def confirm_cost(estimated: Estimate, options: TranslateOptions) -> None:
         f"{estimated.characters:,} characters to pay for at DeepL{cost} "
         f"({estimated.texts - estimated.cached:,} texts; {estimated.cached:,} are in the cache)"
     )
-    _log.info(what)
+    tqdm.write(what, file=sys.stderr)
     if options.yes or estimated.characters <= options.max_paid_characters:
         return
     if sys.stdin.isatty() and input(f"{what}. Go on? [y/N] ").strip().lower() in ("y", "yes"):

@@ -44,7 +44,8 @@ class Record:
       captions: at least one, Unicode NFC, none of them blank.
       source: where the image comes from (`wit`, `mscoco_it`, ...).
       image_id: unique within its source.
-      original_captions: what the captions were translated from; empty when they are native.
+      original_captions: what each caption was translated from, in their order, "" for one that is
+        native; empty when all are.
       translator: who or what translated; empty when the captions are native.
       url: where the image was found; may be empty.
       license: as stated by the source; may be empty.

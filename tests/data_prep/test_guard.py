@@ -37,12 +37,16 @@ def test_ids_come_from_coco_json_json_lines_and_plain_text(tmp_path):
     (tmp_path / "coco.json.gz").write_bytes(gzip.compress(json.dumps(coco).encode()))
     (tmp_path / "rows.jsonl").write_text('{"image_id": 4}\n\n{"image_id": "x"}\n')
     (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfCOCO_train2014_000000000005.jpg\r\n6\n")
+    (tmp_path / "list.json").write_text('[\n  "COCO_val2014_000000000007.jpg",\n  8\n]')
+    assert load_ids(str(tmp_path / "list.json")) == {"7", "8"}
     assert load_ids(str(tmp_path / "coco.json.gz")) == {"1", "2", "3"}
     assert load_ids(str(tmp_path / "rows.jsonl")) == {"4", "x"}
     assert load_ids(str(tmp_path / "names.txt")) == {"5", "6"}
 
 
-@pytest.mark.parametrize("contents", [None, b"", b"\n\n", b"\xff\xfe\x00", b'{"id": 3}\n'])
+@pytest.mark.parametrize(
+    "contents", [None, b"", b"\n\n", b"\xff\xfe\x00", b'{"id": 3}\n', b"[]", b'[{"id": 3}]']
+)
 def test_a_file_without_ids_is_refused(tmp_path, contents):
     path = tmp_path / "ids.txt"
     if contents is not None:
@@ -75,6 +79,14 @@ def test_pictures_of_a_folder_are_hashed_as_training_pictures_are(tmp_path):
     ]
     counts = read_json(tmp_path / "0" / "counts.json")
     assert counts["pictures"] == 2 and "not an image" in counts["bad"][0]
+
+
+def test_links_of_a_guard_may_lead_anywhere(tmp_path):
+    (tmp_path / "xtd").mkdir()
+    (tmp_path / "blob").write_bytes(picture(9))
+    (tmp_path / "xtd" / "a.jpg").symlink_to(tmp_path / "blob")
+    hash_pictures(pictures_of(str(tmp_path / "xtd")), tmp_path / "0", "xtd")
+    assert read_json(tmp_path / "0" / "counts.json") == {"pictures": 1, "bad": []}
 
 
 def test_records_guard_too(tmp_path):

@@ -59,6 +59,7 @@ def test_local_pictures_stay_below_the_root(prepare, tmp_path):
     }  # fmt: skip
     assert counts["rejected_captions"]["image missing"] == 4
     assert (counts["local"], counts["bad_local"]) == (11, 1)
+    assert read_json(tmp_path / "000000" / "again.json") == list(range(2, 11))  # may be mended
     assert told == Counter(counts["rejected_rows"]) + Counter(good=2)
 
 
@@ -77,14 +78,19 @@ def test_filters_have_reasons(prepare, tmp_path):
 def test_pictures_that_the_input_carries(prepare, tmp_path):
     key = (3 << 40) + 5
     (tmp_path / "read" / "00003").mkdir(parents=True)
-    carried = [{"key": key + n, "image_bytes": picture(n)} for n in range(3)]
-    write_table(tmp_path / "read" / "00003" / "bytes-00000.parquet", carried, BYTES)
+    for first, last in ((0, 6), (6, 8), (8, 40)):
+        carried = [
+            {"key": (3 << 40) + n, "image_bytes": picture(n - 5)}
+            for n in range(max(5, first), last)
+        ]
+        write_table(tmp_path / "read" / "00003" / f"bytes-{first:012}.parquet", carried, BYTES)
     rows = [row(key + n, image="", has_bytes=True) for n in (2, 0)]
     found, counts, _ = prepare(rows)
     assert [one["key"] for one in found] == [key, key + 2]
+    assert [one["digest"] for one in found] == [pictures.digest(picture(n)) for n in (0, 2)]
     assert counts["local"] == 2
     with pytest.raises(RuntimeError, match="1 rows, 0 pictures, 0 failed"):
-        prepare([row(key + 9, image="", has_bytes=True)], "lost")
+        prepare([row(key + 99, image="", has_bytes=True)], "lost")
 
 
 @pytest.fixture

@@ -5,14 +5,17 @@ import io
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from clip_italian.config import ConfigError
-from clip_italian.data.records import open_split, parse_record
+from clip_italian.data.records import Record, open_split, parse_record, write_records
 from data_prep.jsonl import Jsonl
-from data_prep.options import Options, Steps
+from data_prep.options import DecideOptions, Options, Steps
 from data_prep.pipeline import prepare
+from data_prep.tables import Parquet
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -178,10 +181,78 @@ def test_bad_pictures_stop_the_work_and_the_flag_allows_them(run, tmp_path, root
     for number in range(100, 110):
         (root / f"{number}.png").write_text("<html>")
     lines = [line(number) for number in [*range(12), *range(100, 110)]]
-    with pytest.raises(ConfigError, match=r"max_bad_pictures = 0.05, but 10 of \d+ local"):
-        run(lines)
+    for _ in range(3):  # however often it is tried
+        with pytest.raises(ConfigError, match=r"max_bad_pictures = 0.05, but 10 of 22 local"):
+            run(lines)
     summary = run(lines, run={"max_bad_pictures": 0.5}, decide={"validation_share": 0.0})
     assert funnel(summary)["pictures"]["rejected_rows"] == {"not an image": 10}
+    for number in range(100, 110):
+        (root / f"{number}.png").write_bytes(picture(number))
+    summary = run(lines, run={"retry_failed": True}, decide={"validation_share": 0.0})
+    assert summary.facts["records"]["train"] == 22
+
+
+@pytest.mark.parametrize("lines", [["{"], [{"image": "0.png", "captions": ["x"]}]])
+def test_nothing_at_all_is_the_same_error(run, lines):
+    with pytest.raises(ConfigError, match="nothing is left"):
+        run(lines)
+
+
+def test_files_of_one_name_in_two_folders_do_not_collide(tmp_path, root):
+    for number, folder in enumerate(("train", "val")):
+        (tmp_path / "raw" / folder).mkdir(parents=True)
+        rows = {"image": [picture(number)], "caption": [f"un gatto numero {number}"]}
+        pq.write_table(pa.table(rows), tmp_path / "raw" / folder / "0000.parquet")
+    steps = Steps(
+        run=Options(out_dir=str(tmp_path / "out"), source="gatti", root=str(root)),
+        decide=DecideOptions(validation_share=0.0),
+    )
+    summary = prepare(Parquet(path=(str(tmp_path / "raw" / "*" / "*.parquet"),)), steps)
+    assert summary.facts["records"]["train"] == 2
+    assert [one.image_id for one in records(tmp_path)] == ["0/0000.parquet:1", "1/0000.parquet:1"]
+
+
+def test_guards_of_one_name_are_one_guard(run, tmp_path):
+    paths = []
+    for number, folder in enumerate(("dev", "test")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "ids.txt").write_text(f"{number}\n")
+        paths.append(str(tmp_path / folder / "ids.txt"))
+    lines = [line(number, image_id=number) for number in range(3)]
+    summary = run(lines, decide={"guard_ids": tuple(paths), "validation_share": 0.0})
+    assert [one.image_id for one in records(tmp_path)] == ["2"]
+    assert summary.facts["leakage"] == {"ids": {"by id": 2, "by picture": 0}}
+
+
+def test_a_guard_that_cannot_be_read_is_refused(run, tmp_path):
+    (tmp_path / "xtd").mkdir()
+    (tmp_path / "xtd" / "a.jpg").write_text("<html>")
+    with pytest.raises(ConfigError, match="guard_pictures: 1 pictures of .* cannot be compared"):
+        run([line(0)], decide={"guard_pictures": (str(tmp_path / "xtd"),)})
+
+
+def test_a_guard_of_records_is_read_again_when_it_changes(run, tmp_path, root):
+    decide = {"guard_pictures": (str(tmp_path / "dev"),), "validation_share": 0.0}
+    lines = [line(number) for number in range(3)]
+    for guarded in (0, 1):
+        made = Record(to_jpeg(root / f"{guarded}.png"), ["un gatto"], "dev", "0")
+        write_records(tmp_path / "dev", {"train": [made]}, name="dev")
+        run(lines, decide=decide)
+        left = [one.image_id for one in records(tmp_path)]
+        assert left == [f"{n}.png" for n in range(3) if n != guarded]
+
+
+def to_jpeg(path):
+    file = io.BytesIO()
+    Image.open(path).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def test_what_is_no_source_of_records_is_not_replaced(run, tmp_path):
+    (tmp_path / "out" / "gatti").mkdir(parents=True)
+    (tmp_path / "out" / "gatti" / "raw.tsv").write_text("")
+    with pytest.raises(ConfigError, match="out_dir: .*gatti exists and holds no records"):
+        run([line(0)])
 
 
 def test_nothing_left_is_an_error_that_says_why(run, tmp_path):
@@ -196,8 +267,10 @@ def test_nothing_left_is_an_error_that_says_why(run, tmp_path):
     ("part", "values", "message"),
     [
         ("run", {"source": "Foto"}, "source = 'Foto' is not allowed"),
+        ("run", {"rows_per_shard": 0}, "rows_per_shard = 0"),
+        ("run", {"work_dir": "gs://bucket/work"}, "work_dir = 'gs://bucket/work'"),
         ("run", {"root": "nowhere"}, "root = 'nowhere' is no folder"),
-        ("run", {"out_dir": "gs://bucket/data"}, "work_dir is empty and out_dir = 'gs://"),
+        ("run", {"out_dir": "gs://bucket/data"}, "work_dir = '' with out_dir = 'gs://"),
         ("decide", {"near_duplicates": 4}, "near_duplicates = 4 is not allowed"),
         ("decide", {"validation_share": 5.0}, "validation_share = 5.0 is not allowed"),
         ("decide", {"guard_ids": ("nowhere.json",)}, "guard_ids: nowhere.json"),
@@ -223,14 +296,14 @@ class Shouting:
     def translate(self, texts):
         self.asked += texts
         for text in texts:
-            yield {text: "" if "fish" in text else text.upper()}
+            yield {text: "" if "fish" in text else text.upper().replace("BIG", "LARGE")}
 
 
 def test_captions_are_translated_once_and_keep_their_originals(run, tmp_path, monkeypatch):
     stub = Shouting()
     monkeypatch.setattr("data_prep.translation.translate.open_translator", lambda options: stub)
     lines = [
-        line(0, "a cat on a mat", "a fish", "no.jpg"),
+        line(0, "a cat on a mat", "a fish", "no.jpg", "a big cat", "a large cat"),
         line(1, "a cat on a mat", split="validation"),
         line(2, "a fish"),
         line(50, "never seen"),  # its picture is missing: not to be paid for
@@ -240,17 +313,19 @@ def test_captions_are_translated_once_and_keep_their_originals(run, tmp_path, mo
         "decide": {"validation_share": 0.0},
     }
     steps = funnel(run(lines, **changes))
-    assert stub.asked == ["a cat on a mat", "a fish"]
+    assert stub.asked == ["a cat on a mat", "a fish", "a big cat", "a large cat"]
     [one] = records(tmp_path)
-    assert (one.captions, one.original_captions) == (("A CAT ON A MAT",), ("a cat on a mat",))
+    assert one.captions == ("A CAT ON A MAT", "A LARGE CAT")
+    assert one.original_captions == ("a cat on a mat", "a big cat")
     assert one.translator == "stub:loud"
     assert steps["captions"]["rejected_captions"] == {"boilerplate": 1}
-    assert steps["translation"]["rejected_captions"] == {"no text": 2}
+    lost = {"no text": 2, "said twice of one picture": 1}
+    assert steps["translation"]["rejected_captions"] == lost
     assert steps["translation"]["rejected_rows"] == {"no caption left": 1}
 
     stub.asked.clear()
     summary = run(lines, **changes, run={"work_dir": str(tmp_path / "elsewhere")})
-    assert stub.asked == [] and summary.facts["languages"] == {"it": 2}
+    assert stub.asked == [] and summary.facts["languages"] == {"it": 3}
 
 
 def test_out_dir_may_be_remote(run, tmp_path, monkeypatch):
@@ -272,3 +347,6 @@ def test_out_dir_may_be_remote(run, tmp_path, monkeypatch):
         file = open_split(bucket / "data", "gatti", "train")
         assert len(file) == len(lines)
         assert (bucket / "data" / "gatti" / "card" / "card.html").exists()
+        (bucket / "data" / "gatti" / "rejects" / "9-older.jsonl").write_text("{}")
+    run([line(5, split="train")], run=options)
+    assert not (bucket / "data" / "gatti" / "rejects" / "9-older.jsonl").exists()

@@ -2,11 +2,14 @@ import json
 
 import pytest
 
+from clip_italian.config import ConfigError
 from data_prep.store import (
     batched,
     fingerprint,
+    locked,
     read_json,
     reject_log,
+    remove_leftovers,
     shard_folders,
     total,
     whole,
@@ -33,6 +36,21 @@ def test_of_two_writers_the_first_to_finish_wins(tmp_path):
             (early / "a").write_text("early")
     assert (tmp_path / "0" / "a").read_text() == "early"
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    for name in (".000003.77-ab", ".duckdb", ".old-000001", "000002"):
+        (tmp_path / name).mkdir()
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".old-000001", "000002"]
+
+
+def test_a_work_folder_has_one_run_at_a_time(tmp_path):
+    refused = pytest.raises(ConfigError, match="work_dir = .* is in use")
+    with locked(tmp_path), refused, locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
 
 
 def test_rejects_say_where_why_and_what(tmp_path):

@@ -236,7 +236,7 @@ def test_estimate(cache):
         ("no", {}, False),
     ],
 )
-def test_confirmation(monkeypatch, caplog, answer, options, allowed):
+def test_confirmation(monkeypatch, capsys, answer, options, allowed):
     asked = []
     monkeypatch.setattr("sys.stdin.isatty", lambda: answer != "unasked")
     monkeypatch.setattr("builtins.input", lambda prompt: asked.append(prompt) or answer)
@@ -246,7 +246,6 @@ def test_confirmation(monkeypatch, caplog, answer, options, allowed):
         "price_per_million": 20.0,
         **options,
     }
-    caplog.set_level(logging.INFO)
     said = "1,000 characters to pay for at DeepL, at your price 0.02 (7 texts; 3 are in the cache)"
     if allowed:
         confirm_cost(Estimate(10, 3, 1000), TranslateOptions(**given))
@@ -255,7 +254,7 @@ def test_confirmation(monkeypatch, caplog, answer, options, allowed):
             confirm_cost(Estimate(10, 3, 1000), TranslateOptions(**given))
         assert said in str(caught.value)
     assert asked == ([] if answer == "unasked" else [f"{said}. Go on? [y/N] "])
-    assert (said in caplog.text) == (given["translator"] == "deepl")
+    assert (said in capsys.readouterr().err) == (given["translator"] == "deepl")
 
 
 @pytest.mark.parametrize(
