@@ -136,6 +136,12 @@ def test_failed_downloads_are_tried_again_and_nothing_else(prepare, tmp_path, we
     assert read_json(tmp_path / "again-000000" / "again.json") == [3]
 
 
+def test_pictures_are_kept_in_the_order_of_their_rows(prepare, web):
+    web[0].update({f"http://a/{n}": (picture(9 * n), "") for n in range(5)})
+    found, *_ = prepare([row(n, image=f"http://a/{n}") for n in range(5)])  # come last first
+    assert [one["key"] for one in found] == [0, 1, 2, 3, 4]
+
+
 def test_a_newer_shard_takes_the_place_of_the_old_one(tmp_path):
     for name in ("000000", "again-000000"):
         (tmp_path / name).mkdir()
