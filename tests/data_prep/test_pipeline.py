@@ -12,10 +12,14 @@ from PIL import Image
 
 from clip_italian.config import ConfigError
 from clip_italian.data.records import Record, open_split, parse_record, write_records
+from data_prep import flags
+from data_prep.filters import TextFilters
+from data_prep.images import prepare_image
 from data_prep.jsonl import Jsonl
 from data_prep.options import DecideOptions, Options, Steps
 from data_prep.pipeline import prepare
 from data_prep.tables import Parquet
+from data_prep.translate import TranslateOptions
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -104,6 +108,9 @@ def test_rows_become_records_with_card_and_rejects(run, tmp_path, root):
     steps = funnel(summary)
     assert summary.facts["records"] == {"train": 3, "validation": 1}
     first, second, third = records(tmp_path)
+    [held_out] = records(tmp_path, "validation")
+    for one, number in ((first, 0), (second, 2), (third, 4), (held_out, 1)):  # not another's
+        assert one.image_hash == prepare_image(picture(number)).image_hash
     assert first.captions == ("un gatto & un cane", "è nero qui")
     assert (first.source, first.image_id, first.url, first.license) == (
         "wit", "17", "https://example.org", "CC0",
@@ -326,6 +333,16 @@ def test_captions_are_translated_once_and_keep_their_originals(run, tmp_path, mo
     stub.asked.clear()
     summary = run(lines, **changes, run={"work_dir": str(tmp_path / "elsewhere")})
     assert stub.asked == [] and summary.facts["languages"] == {"it": 3}
+
+
+def test_captions_are_filtered_in_the_language_they_are_in():
+    text = TextFilters(caption_language="it", pos_model="it_core_news_lg", max_characters=99)
+    asked = flags.first_filters(Steps(text=text, translate=TranslateOptions(translate="en-US:it")))
+    assert (asked.caption_language, asked.pos_model, asked.max_characters) == ("en", "", 99)
+    silent = dataclasses.replace(text, caption_language="")
+    asked = flags.first_filters(Steps(text=silent, translate=TranslateOptions(translate="en:it")))
+    assert asked.caption_language == ""
+    assert flags.first_filters(Steps(text=text)) == text
 
 
 def test_out_dir_may_be_remote(run, tmp_path, monkeypatch):
