@@ -367,3 +367,11 @@ def test_out_dir_may_be_remote(run, tmp_path, monkeypatch):
         (bucket / "data" / "gatti" / "rejects" / "9-older.jsonl").write_text("{}")
     run([line(5, split="train")], run=options)
     assert not (bucket / "data" / "gatti" / "rejects" / "9-older.jsonl").exists()
+
+    def fail(self, to, overwrite):
+        raise OSError("connection lost")
+
+    monkeypatch.setattr(Path, "copy", fail, raising=False)
+    with pytest.raises(OSError, match="connection lost"):
+        run([line(6, split="train")], run=options)
+    assert not (bucket / "data" / "gatti" / "records.json").exists()  # half a source is none
