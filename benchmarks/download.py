@@ -23,12 +23,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_prep.download import DownloadOptions, download
+from data_prep.images import prepare_image
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for the server, which is no part of the installed packages
 
-from data_prep.download import DownloadOptions, download  # noqa: E402
-from data_prep.images import prepare_image  # noqa: E402
-from tests.data_prep.servers import FaultServer  # noqa: E402
+from tests.data_prep.servers import FaultServer  # noqa: E402 (found by the line above)
 
 HOSTS = [f"127.0.0.{n}" for n in range(1, 17)]
 EXPECTED = {  # path → what must become of it

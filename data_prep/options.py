@@ -45,7 +45,8 @@ class Options:
     title: str = ""
     """Title of the data card; empty takes the name of the source."""
     max_bad_pictures: float = 0.05
-    """Stop when more than this share of the pictures that were had cannot be used."""
+    """Stop when more than this share of the local pictures (at least ten) are no usable files;
+    on the web such files are daily bread."""
     retry_failed: bool = False
     """Try again what failed in a way that may pass (time-outs, 429, 5xx, all local files that were
     missing or broken); all else is kept."""

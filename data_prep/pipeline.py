@@ -73,11 +73,13 @@ def prepare(source: Source, steps: Steps, *, command: str = "") -> Summary:
         # Only now, since JAX may be loaded: a process with its threads should not fork Ray's.
         translation = Translation(steps.translate) if steps.translate.translate else None
         run = _Run(source, steps, work, engine)
+        # First, since a set that cannot be compared should not be found out after the downloads.
+        guarded = [run.hash_guarded(path) for path in steps.decide.guard_pictures]
         done = {"read": (read := run.read(inputs))}
         done["captions"] = run.clean(read)
         done["selection"] = run.select(done["captions"], ids)
         done["pictures"] = run.fetch(read, done["selection"])
-        done["duplicates"] = run.decide(done["selection"], done["pictures"])
+        done["duplicates"] = run.decide(done["selection"], done["pictures"], guarded)
         if translation:
             done["translation"] = run.translate(done["duplicates"], translation)
         facts = {
@@ -188,9 +190,8 @@ class _Run:
                 "--retry_failed. All finished work is kept"
             )
 
-    def decide(self, selected: Path, images: Path) -> Path:
+    def decide(self, selected: Path, images: Path, guarded: Sequence[Path]) -> Path:
         options, size = self._steps.decide, self._steps.run.rows_per_shard
-        guarded = [self._hash_guarded(path) for path in options.guard_pictures]
         results = [read_json(shard / "counts.json") for shard in shard_folders(images)]
         folder = self._folder(
             "5-duplicates", images.name, results, [path.name for path in guarded],
@@ -208,7 +209,7 @@ class _Run:
             )
         return folder
 
-    def _hash_guarded(self, path: str) -> Path:
+    def hash_guarded(self, path: str) -> Path:
         files = guard.pictures_of(path)
         index = str(Path(path).absolute() / INDEX_FILE)  # where the set is records
         folder = self._folder("guard", path, flags.state([index, *files]))

@@ -4,8 +4,6 @@ import io
 import itertools
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 import yaml
@@ -18,6 +16,7 @@ from data_prep.card import check_summary, hub_license, write_card
 from data_prep.card_numbers import Line, count_lengths, funnel
 from data_prep.card_plots import funnel_figure, lengths_figure, png, sheet_figure
 from data_prep.pages import escape_markdown, plain
+from tests.data_prep.browser import dump_dom
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)> | [a](javascript:alert(3)) ![b](//c.d) "
@@ -350,19 +349,12 @@ frame.srcdoc = CONTENTS;
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [320, 360, 1200])
 def test_nothing_is_wider_than_the_page(card, tmp_path, width):
-    browser = shutil.which("chromium") or pytest.skip("needs Chromium")
     text = (card / "card.html").read_text(encoding="utf-8").replace("<details>", "<details open>")
     wrapper = tmp_path / "wrapper.html"
     contents = json.dumps(text).replace("</", "<\\/")
     code = WRAPPER.replace("WIDTH", str(width)).replace("CONTENTS", contents)
     wrapper.write_text(code, encoding="utf-8")
-    command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
-        wrapper.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = dump_dom(wrapper, tmp_path / "profile", 5000)
     found = re.search(r"<title>done (\d+) (.*?)</title>", done.stdout, re.DOTALL)
     assert found, done.stderr
     assert int(found[1]) > 300 and not found[2].strip()

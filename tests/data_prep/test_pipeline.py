@@ -236,6 +236,7 @@ def test_a_guard_that_cannot_be_read_is_refused(run, tmp_path):
     (tmp_path / "xtd" / "a.jpg").write_text("<html>")
     with pytest.raises(ConfigError, match="guard_pictures: 1 pictures of .* cannot be compared"):
         run([line(0)], decide={"guard_pictures": (str(tmp_path / "xtd"),)})
+    assert not list((tmp_path / "out" / ".gatti.work").glob("[0-9]-*"))  # before any work
 
 
 def test_a_guard_of_records_is_read_again_when_it_changes(run, tmp_path, root):

@@ -1,8 +1,6 @@
 import csv
 import io
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from clip_italian.config import ConfigError
 from clip_italian.data.records import Record, write_records
 from data_prep.rate import draw, report
 from data_prep.rate_report import SCALE
+from tests.data_prep.browser import dump_dom
 
 HOSTILE = "</script><script>alert(1)</script> \"x\", 'y' & {{ 7 * 7 }} ; fine"
 
@@ -215,18 +214,11 @@ def test_page_in_a_browser(data_dir, tmp_path):
     import base64
     import re
 
-    browser = shutil.which("chromium") or pytest.skip("needs Chromium")
     draw(data_dir=data_dir, source="cc", out=tmp_path / "rating", pairs=6, annotators=1)
     page = tmp_path / "rating" / "annotator-1.html"
     drawn = page_data(page)["pairs"]
     page.write_text(page.read_text(encoding="utf-8").replace("</body>", DRIVER), encoding="utf-8")
-    command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom",
-        page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = dump_dom(page, tmp_path / "profile", 3000)
     found = re.search(r"<pre>(.+)</pre>", done.stdout)
     assert found, done.stderr
     result = tmp_path / "annotator-1.csv"

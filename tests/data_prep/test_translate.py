@@ -262,7 +262,7 @@ def test_confirmation(monkeypatch, capsys, answer, options, allowed):
 )
 def test_wrong_languages(wrong):
     with pytest.raises(ConfigError, match="translate = .* give two languages, like en:it"):
-        TranslateOptions(translate=wrong).pair  # noqa: B018
+        _ = TranslateOptions(translate=wrong).pair
 
 
 def test_languages():

@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 from clip_italian.evaluation.languages.it.articles import (
     Gender,
@@ -57,11 +58,8 @@ class Noun:
 def imagenet_nouns() -> tuple[Noun, ...]:
     """All 1,000, in the order of the class indices."""
     with (_HERE / "nouns.tsv").open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return tuple(
-            Noun(**{**row, "synonyms": split_synonyms(row["synonyms"])})  # type: ignore[arg-type]
-            for row in rows
-        )
+        rows: Any = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return tuple(Noun(**row | {"synonyms": split_synonyms(row["synonyms"])}) for row in rows)
 
 
 @functools.cache
