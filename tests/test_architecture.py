@@ -19,22 +19,30 @@ SOURCES = sorted(
 
 # Importer → what it may import of ours; for both, the longest matching prefix counts.
 ALLOWED = {
-    "clip_italian": (),  # config, batch and the empty __init__
+    "clip_italian": (),  # config, batch, collection and the empty __init__
     "clip_italian.flags": ("clip_italian.config",),
     "clip_italian.model": ("clip_italian.config", "clip_italian.batch", "clip_italian.model"),
-    "clip_italian.data": ("clip_italian.config", "clip_italian.batch", "clip_italian.data"),
+    "clip_italian.data": (
+        "clip_italian.config",
+        "clip_italian.batch",
+        "clip_italian.collection",
+        "clip_italian.data",
+    ),
     "clip_italian.training": ("clip_italian.config", "clip_italian.batch", "clip_italian.training"),
     "clip_italian.training.losses": (),
     "clip_italian.evaluation": (
         "clip_italian.config",
         "clip_italian.batch",
+        "clip_italian.collection",
         "clip_italian.evaluation",
     ),
     "clip_italian.evaluation.metrics": (),
     "clip_italian.evaluation.statistics": (),
     "clip_italian.hub": (
         "clip_italian.config",
+        "clip_italian.flags",
         "clip_italian.batch",
+        "clip_italian.collection",
         "clip_italian.model",
         "clip_italian.data",
         "clip_italian.training",
@@ -44,6 +52,7 @@ ALLOWED = {
     "clip_italian.demo": (
         "clip_italian.config",
         "clip_italian.batch",
+        "clip_italian.collection",
         "clip_italian.evaluation",
         "clip_italian.hub.load",
         "clip_italian.demo",
@@ -62,6 +71,7 @@ ALLOWED = {
         "clip_italian.config",
         "clip_italian.flags",
         "clip_italian.batch",
+        "clip_italian.collection",
         "clip_italian.model",
         "clip_italian.data",
         "clip_italian.training",
@@ -79,6 +89,7 @@ ONLY_IN = {
         "clip_italian.model",
         "clip_italian.data.tokens",
         "clip_italian.hub",
+        "clip_italian.evaluation.baselines",
         "data_prep.marian",
     ),
     "torch": (
@@ -87,6 +98,8 @@ ONLY_IN = {
         "clip_italian.evaluation.baselines",
     ),
     "sentence_transformers": ("clip_italian.evaluation.baselines",),
+    "open_clip": ("clip_italian.evaluation.baselines",),
+    "sklearn": ("clip_italian.evaluation.probe",),
     "ray": ("data_prep.engine",),
     "duckdb": ("data_prep.decide", "data_prep.duplicates"),
     "lingua": ("data_prep.filters",),
@@ -188,10 +201,19 @@ def test_longer_functions_exist():
 
 
 def import_without(blocked: tuple[str, ...], modules: list[str]) -> None:
-    """Imports modules in a fresh interpreter in which the blocked packages are absent."""
+    """Imports modules in a fresh interpreter in which the blocked packages are absent.
+
+    No finder finds them. `sys.modules[name] = None` would not do: scipy looks there for torch, to
+    see whether it is loaded.
+    """
     code = (
         "import importlib, sys\n"
-        f"for name in {blocked!r}: sys.modules[name] = None\n"
+        "class Without:\n"
+        "    def __init__(self, finder): self.finder = finder\n"
+        "    def __getattr__(self, name): return getattr(self.finder, name)\n"
+        "    def find_spec(self, name, *more):\n"
+        f"        return None if name in {blocked!r} else self.finder.find_spec(name, *more)\n"
+        "sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -157,16 +157,29 @@ def none(jpeg: tf.Tensor, draws: Draws, size: int) -> tf.Tensor:
     return tf.cond(draws.flip, lambda: tf.reverse(image, [1]), lambda: image)
 
 
-def centre_crop(jpeg: tf.Tensor, size: int) -> tf.Tensor:
-    """Central square resized to `size` (bicubic): what evaluation sees.
+def centre_crop(encoded: tf.Tensor, size: int) -> tf.Tensor:
+    """Central square of a JPEG, PNG or WebP resized to `size` (bicubic): what evaluation sees.
 
     The square is cut before resizing, which spares decoding and resizing the rest; it differs
     from resize-then-crop by less than a pixel of position.
     """
+    is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
+    square = tf.cond(is_jpeg, lambda: _jpeg_square(encoded, 2 * size), lambda: _square(encoded))
+    return _resize(square, size, "bicubic")
+
+
+def _jpeg_square(jpeg: tf.Tensor, least: int) -> tf.Tensor:
     shape = tf.io.extract_jpeg_shape(jpeg)[:2]
     window = tf.repeat(tf.reduce_min(shape), 2)
-    pixels = decode_window(jpeg, (shape - window) // 2, window, 2 * size)
-    return _resize(pixels, size, "bicubic")
+    return decode_window(jpeg, (shape - window) // 2, window, least)
+
+
+def _square(encoded: tf.Tensor) -> tf.Tensor:
+    pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    shape = tf.shape(pixels)[:2]
+    side = tf.reduce_min(shape)
+    row, column = tf.unstack((shape - side) // 2)
+    return tf.ensure_shape(pixels[row : row + side, column : column + side], [None, None, 3])
 
 
 def _place(crop: tf.Tensor, shape: tf.Tensor, window: tf.Tensor) -> tf.Tensor:

@@ -1,61 +1,57 @@
-"""The validation data of one source: fixed order, every image, every caption, nothing dropped."""
+"""A collection as batches for a model: fixed order, every image, every caption, nothing dropped."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from clip_italian.batch import Batch, ImageBatch, TextBatch, TokenGroup
+from clip_italian.collection import Collection
 from clip_italian.config import Config
 from clip_italian.data.pipeline import centre_crops
-from clip_italian.data.records import hash_words, parse_record
-from clip_italian.data.shards import RecordFile
+from clip_italian.data.records import hash_words
 from clip_italian.data.tokens import Tokenizer, encode
-
-_READ = 256  # records read at once while collecting captions
 
 
 class EvaluationSet:
-    """Validation images and captions of one source, in record order.
+    """Images, captions and labels of one collection, in its order.
 
     Attributes:
-      name: of the source.
+      collection: what it is made of; the attributes below are its own.
+      name: of the collection.
       captions: all captions, those of one image side by side.
       caption_image: int32 [captions], index of each caption's image.
-      image_keys: "source/image_id" of each image.
+      image_keys: what the source calls each image.
       num_images: number of images.
+      labels: int32 [images], index into `class_ids`, or None.
+      class_ids: what the source calls the classes.
     """
 
     def __init__(
         self,
         config: Config,
-        source: RecordFile,
+        collection: Collection,
         tokenizer: Tokenizer,
         image_size: int,
     ) -> None:
-        """Reads all captions once.
+        """Reads nothing yet.
 
         Args:
-          config: resolved; `eval_images` limits the images.
-          source: a validation split.
+          config: resolved; its `eval_batch_size`, `max_length` and `reader_threads` are used.
+          collection: what to encode.
           tokenizer: the text tower's.
           image_size: side of `pixel_values`, pixels.
         """
         self._config = config
         self._tokenizer = tokenizer
         self._image_size = image_size
-        self._source = source
-        self.name = source.source
-        self.num_images = min(len(source), config.eval.eval_images or len(source))
-        self.captions: list[str] = []
-        self.image_keys: list[str] = []
-        caption_image: list[int] = []
-        for start in range(0, self.num_images, _READ):
-            for data in source.read(np.arange(start, min(start + _READ, self.num_images))):
-                record = parse_record(data)
-                caption_image += [len(self.image_keys)] * len(record.captions)
-                self.captions += record.captions
-                self.image_keys.append(f"{record.source}/{record.image_id}")
-        self.caption_image = np.array(caption_image, np.int32)
+        self.collection = collection
+        self.name = collection.name
+        self.captions = collection.captions
+        self.caption_image = collection.caption_image
+        self.image_keys = collection.image_keys
+        self.num_images = len(collection)
+        self.labels = collection.labels
+        self.class_ids = collection.class_ids
 
     def image_batches(self) -> Iterator[ImageBatch]:
         """Every image once, in order, `eval_batch_size` rows a batch; padding rows are zero."""
@@ -65,22 +61,31 @@ class EvaluationSet:
 
     def text_batches(self) -> Iterator[TextBatch]:
         """Every caption once, in order, `eval_batch_size` rows a batch; padding repeats row 0."""
+        return self.batches_of(self.captions)
+
+    def batches_of(self, texts: Sequence[str]) -> Iterator[TextBatch]:
+        """Any texts, e.g. prompts, as batches of the same size as those of captions."""
         rows = self._config.eval.eval_batch_size
-        for start in range(0, len(self.captions), rows):
-            texts = self.captions[start : start + rows]
-            yield TextBatch(self._encode(texts, rows), np.arange(rows) < len(texts))
+        for start in range(0, len(texts), rows):
+            some = texts[start : start + rows]
+            yield TextBatch(self._encode(some, rows), np.arange(rows) < len(some))
 
     def loss_batches(self) -> Iterator[tuple[Batch, np.ndarray]]:
         """Every image once with its first caption: batches of `eval_batch_size` rows and masks.
 
         The mask (bool [rows]) is False on padding rows, which count neither as pairs nor as
-        negatives.
+        negatives. Raises `ValueError` if an image has no caption.
         """
         rows = self._config.eval.eval_batch_size
-        first = np.searchsorted(self.caption_image, np.arange(self.num_images))
+        captioned, first = np.unique(self.caption_image, return_index=True)
+        if len(captioned) != self.num_images:
+            raise ValueError(
+                f"{self.name}: {len(captioned)} of {self.num_images} images have captions; "
+                "a loss needs one for each"
+            )
         for number, images in enumerate(self.image_batches()):
             chosen = range(number * rows, min((number + 1) * rows, self.num_images))
-            texts = [self.captions[first[image]] for image in chosen]
+            texts = [self.captions[int(first[image])] for image in chosen]
             keys = [hash_words(self.image_keys[image]) for image in chosen]
             batch = Batch(
                 text=(self._encode(texts, rows),),
@@ -97,10 +102,9 @@ class EvaluationSet:
         return batches[0] if batches else np.zeros((0, size, size, 3), np.uint8)
 
     def _pixels(self, images: np.ndarray, size: int, rows: int) -> Iterator[np.ndarray]:
+        names = [self.image_keys[image] for image in map(int, images)]
         threads = self._config.data.reader_threads
-        return centre_crops(
-            lambda n: self._source.read(images[n]), len(images), size, rows, threads
-        )
+        return centre_crops(lambda n: self.collection.read(images[n]), names, size, rows, threads)
 
     def _encode(self, texts: Sequence[str], rows: int) -> TokenGroup:
         # A repeated row keeps padding finite: a row without any token has no softmax.

@@ -1,11 +1,14 @@
 """All data of a run, opened and checked before anything is compiled."""
 
 import dataclasses
-from collections.abc import Callable, Generator
+import functools
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 from clip_italian.batch import Batch
+from clip_italian.collection import Collection
 from clip_italian.config import Config, ConfigError
+from clip_italian.data.collections import collect, open_records, open_tfds
 from clip_italian.data.evaluation_set import EvaluationSet
 from clip_italian.data.pipeline import training_batches
 from clip_italian.data.sources import data_fingerprint, open_sources
@@ -18,13 +21,18 @@ class RunData:
 
     Attributes:
       batches_from: first step → endless batches from that step on, this host's rows.
-      sets: validation sets, one for each source, in the order of `sources`.
+      sets: validation sets, one for each source, in the order of `sources`; then `eval_sets`.
       fingerprint: of all training and validation records.
     """
 
     batches_from: Callable[[int], Generator[Batch, None, None]]
     sets: tuple[EvaluationSet, ...]
     fingerprint: str
+
+    @property
+    def captioned(self) -> tuple[EvaluationSet, ...]:
+        """Those sets that have captions."""
+        return tuple(one for one in self.sets if len(one.captions))
 
 
 class Sizes(Protocol):
@@ -47,13 +55,20 @@ class Sizes(Protocol):
 
 
 def open_data(
-    config: Config, sizes: Sizes, *, process_index: int = 0, process_count: int = 1
+    config: Config,
+    sizes: Sizes,
+    open_named: Callable[..., Sequence[Collection]] = lambda names, **openers: [],
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> RunData:
-    """Opens tokenizer, records and validation sets of a resolved config.
+    """Opens tokenizer, records and evaluation sets of a resolved config.
 
     Args:
       config: what to open.
       sizes: of the model.
+      open_named: `eval_sets` → collections; given `eval_dir`, `language` and how this room opens
+        records and TFDS, both (name, split) → collection.
       process_index: which of the hosts this is.
       process_count: number of hosts.
 
@@ -70,6 +85,14 @@ def open_data(
     tokenizer = load_tokenizer(config.model.tokenizer, revision=config.model.text_revision)
     check_vocabulary(tokenizer, sizes.vocab_size)
     train, validation = (open_sources(config.data, split) for split in ("train", "validation"))
+    collections = [collect(file, config.eval.eval_images) for file in validation]
+    collections += open_named(
+        config.eval.eval_sets,
+        eval_dir=config.eval.eval_dir,
+        language=config.eval.eval_language,
+        open_records=functools.partial(open_records, config.data.data_dir),
+        open_tfds=open_tfds,
+    )
     return RunData(
         training_batches(
             config,
@@ -79,6 +102,6 @@ def open_data(
             process_index=process_index,
             process_count=process_count,
         ),
-        tuple(EvaluationSet(config, source, tokenizer, sizes.image_size) for source in validation),
+        tuple(EvaluationSet(config, one, tokenizer, sizes.image_size) for one in collections),
         data_fingerprint([*train, *validation]),
     )

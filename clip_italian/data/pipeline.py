@@ -198,29 +198,48 @@ def _training_dataset(
 
 def centre_crops(
     read: Callable[[np.ndarray], list[bytes]],
-    count: int,
+    names: Sequence[str],
     image_size: int,
     batch_size: int,
     threads: int,
 ) -> Iterator[np.ndarray]:
-    """Images 0..count-1 in order as evaluation sees them: uint8 [≤ batch_size, size, size, 3].
+    """All images in order as evaluation sees them: uint8 [≤ batch_size, size, size, 3].
 
     Args:
-      read: numbers int64 [n] → serialized records [n].
-      count: number of images.
+      read: numbers int64 [n] → encoded images [n] (JPEG, PNG or WebP).
+      names: one for each image, for messages.
       image_size: side of the output, pixels.
       batch_size: rows of every batch but the last.
       threads: images decoded at once.
+
+    Raises:
+      ConfigError: an image cannot be decoded; it is named.
     """
 
-    def jpegs(numbers: tf.Tensor) -> tf.Tensor:
+    def encoded(numbers: tf.Tensor) -> tf.Tensor:
         data = tf.numpy_function(lambda n: np.array(read(n), object), [numbers], tf.string)
-        return _parse(tf.ensure_shape(data, [None]))["image"]
+        return tf.ensure_shape(data, [None])
 
-    dataset = tf.data.Dataset.range(count).batch(batch_size).map(jpegs).prefetch(1).unbatch()
+    dataset = tf.data.Dataset.range(len(names)).batch(batch_size)
     crop = functools.partial(augment.centre_crop, size=image_size)
-    dataset = dataset.map(crop, num_parallel_calls=threads, deterministic=True)
-    yield from dataset.batch(batch_size).with_options(_options(threads)).as_numpy_iterator()
+    images = dataset.map(encoded).prefetch(1).unbatch()
+    images = images.map(crop, num_parallel_calls=threads, deterministic=True)
+    done = 0
+    try:
+        for pixels in images.batch(batch_size).with_options(_options(threads)).as_numpy_iterator():
+            yield pixels
+            done += len(pixels)
+    except tf.errors.OpError as error:  # which says neither which image nor why in plain words
+        for number in range(done, min(done + batch_size, len(names))):
+            (data,) = read(np.array([number]))
+            try:
+                crop(tf.constant(data))
+            except tf.errors.OpError:
+                raise ConfigError(
+                    f"image {names[number]!r} cannot be decoded; it must be a whole JPEG, PNG or "
+                    "WebP: replace it or take it away"
+                ) from error
+        raise
 
 
 def _parse(serialized: tf.Tensor) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 import dataclasses
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from clip_italian.collection import Collection
+from clip_italian.config import ConfigError
+from clip_italian.data.collections import open_records
 from clip_italian.data.evaluation_set import EvaluationSet
 from clip_italian.data.records import hash_words
-from clip_italian.data.sources import open_sources
-from tests.data.conftest import smooth_image
+from tests.data.conftest import jpeg, smooth_image
 
 NUMBERS = [100, 101, 102, 103, 104]
 
@@ -16,9 +20,9 @@ def evaluation(config, tokenizer):
     return make(config, tokenizer)
 
 
-def make(config, tokenizer):
-    source, _ = open_sources(config.data, "validation")
-    return EvaluationSet(config, source, tokenizer, 24)
+def make(config, tokenizer, limit=0):
+    collection = open_records(config.data.data_dir, "a", limit=limit)
+    return EvaluationSet(config, collection, tokenizer, 24)
 
 
 def colours(pixels):
@@ -67,10 +71,8 @@ def test_loss_batches_pair_each_image_with_its_first_caption(evaluation):
     assert second.text[0].input_ids.shape == (4, 6)
 
 
-def test_eval_images_takes_the_first(config, tokenizer):
-    few = make(
-        dataclasses.replace(config, eval=dataclasses.replace(config.eval, eval_images=2)), tokenizer
-    )
+def test_a_limit_takes_the_first(config, tokenizer):
+    few = make(config, tokenizer, limit=2)
     assert few.image_keys == ["a/100", "a/101"]
     (batch,) = few.image_batches()
     np.testing.assert_allclose(
@@ -83,3 +85,97 @@ def test_thumbnails_come_in_the_order_asked_for(evaluation):
     assert pictures.shape == (3, 16, 16, 3)
     np.testing.assert_allclose(colours(pictures), expected_colours([104, 100, 100]), atol=3)
     assert evaluation.thumbnails([]).shape == (0, 128, 128, 3)
+
+
+def encoded(pixels, form, mode="RGB", **kwargs):
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, form, **kwargs)
+    return file.getvalue()
+
+
+def labelled(config, tokenizer, images, size=24):
+    """A collection of encoded images without captions."""
+    collection = Collection(
+        "photos", "folder", [f"x/{n}.png" for n in range(len(images))],
+        lambda numbers: [images[n] for n in numbers], "0",
+        labels=np.zeros(len(images), np.int32), class_ids=["x"],
+    )  # fmt: skip
+    return EvaluationSet(config, collection, tokenizer, size)
+
+
+def pixels_of(evaluation):
+    return np.concatenate([b.pixel_values[b.mask] for b in evaluation.image_batches()])
+
+
+def test_a_collection_without_captions(config, tokenizer):
+    one = labelled(config, tokenizer, [jpeg(smooth_image(n)) for n in NUMBERS])
+    assert one.labels.tolist() == [0] * 5 and one.class_ids == ["x"] and one.captions == ()
+    assert list(one.text_batches()) == []
+    np.testing.assert_allclose(colours(pixels_of(one)), expected_colours(NUMBERS), atol=3)
+    assert one.thumbnails([1], size=8).shape == (1, 8, 8, 3)
+    with pytest.raises(ValueError, match="photos: 0 of 5 images have captions"):
+        next(one.loss_batches())
+
+
+def test_any_texts_in_batches_of_the_same_size(evaluation):
+    prompts = ["un gatto", "un cane nero", "cane", "gatto", "un gatto dorme"]
+    first, second = evaluation.batches_of(prompts)
+    assert first.mask.all() and second.mask.tolist() == [True, False, False, False]
+    assert second.tokens.input_ids.tolist() == [[2, 4, 5, 8, 3, 0]] * 4
+    assert first.tokens.input_ids[1].tolist() == [2, 4, 7, 6, 3, 0]
+
+
+def test_a_loss_needs_a_caption_for_each_image(evaluation):
+    shifted = dataclasses.replace(evaluation.collection, caption_image=np.arange(10) // 3)
+    one = EvaluationSet(evaluation._config, shifted, evaluation._tokenizer, 24)
+    with pytest.raises(ValueError, match="a: 4 of 5 images have captions"):
+        next(one.loss_batches())
+
+
+def test_loss_batches_skip_further_captions(evaluation):
+    of = np.array([0, 0, 0, 1, 2, 2, 3, 3, 4, 4], np.int32)
+    uneven = dataclasses.replace(evaluation.collection, caption_image=of)
+    one = EvaluationSet(evaluation._config, uneven, evaluation._tokenizer, 24)
+    (first, _), _ = one.loss_batches()
+    texts = ["un gatto 100", "un cane 101", "un gatto 102", "un gatto 103"]
+    assert first.caption_id.tolist() == [list(hash_words(text)) for text in texts]
+
+
+def test_lossless_images_keep_their_pixels(config, tokenizer):
+    wide, high = smooth_image(1, 24, 31), smooth_image(2, 40, 24)
+    images = [encoded(wide, "PNG"), encoded(high, "PNG", "RGBA")]
+    images += [encoded(pixels, "WEBP", lossless=True) for pixels in (wide, high)]
+    expected = [wide[:, 3:27], high[8:32]] * 2
+    np.testing.assert_array_equal(pixels_of(labelled(config, tokenizer, images)), expected)
+
+
+def test_formats_may_be_mixed_and_named_wrongly(config, tokenizer):
+    pixels = smooth_image(100)
+    images = [jpeg(pixels), encoded(pixels, "PNG"), encoded(pixels, "WEBP", lossless=True)]
+    images += [encoded(pixels, "JPEG", "CMYK", quality=95), encoded(pixels, "PNG", "P")]
+    made = colours(pixels_of(labelled(config, tokenizer, images)))
+    np.testing.assert_allclose(made, np.repeat(expected_colours([100]), 5, 0), atol=6)
+    grey = pixels_of(labelled(config, tokenizer, [encoded(pixels, "PNG", "L")]))
+    assert np.ptp(grey, axis=-1).max() == 0
+
+
+@pytest.mark.parametrize(("broken", "place"), [("", 1), ("none", 6), ("JPEG", 3), ("PNG", 8)])
+def test_an_image_that_cannot_be_decoded_is_named(config, tokenizer, broken, place):
+    whole = {form: encoded(smooth_image(1), form) for form in ("JPEG", "PNG")}
+    images = [whole["JPEG"]] * 9
+    images[place] = whole.get(broken, broken.encode())[:100]
+    one = labelled(config, tokenizer, images)
+    with pytest.raises(ConfigError, match=f"image 'x/{place}.png' cannot be decoded"):
+        list(one.image_batches())
+    if place == 1:
+        with pytest.raises(ConfigError, match=f"image 'x/{place}.png' cannot be decoded"):
+            one.thumbnails([8, 0, place])
+
+
+def test_an_image_that_cannot_be_read_is_named(config, tokenizer, tmp_path):
+    one = labelled(config, tokenizer, [b""] * 3)
+    gone = dataclasses.replace(
+        one.collection, read=lambda numbers: [(tmp_path / f"{n}").read_bytes() for n in numbers]
+    )
+    with pytest.raises(OSError, match="No such file.*/0'"):
+        list(EvaluationSet(config, gone, tokenizer, 24).image_batches())
