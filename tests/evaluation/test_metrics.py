@@ -1,7 +1,7 @@
 """Metrics against hand-worked examples and against a second implementation in plain Python."""
 
-import tracemalloc
-
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,7 +22,7 @@ def brute_force(queries, candidates, query_group, candidate_group):
 
 def random_case(rng):
     """Embeddings of small whole numbers: exact in float32, with many ties."""
-    images, dim = rng.integers(1, 9), rng.integers(1, 5)
+    images, dim = rng.integers(1, 9), rng.choice([1, 3])
     caption_image = np.concatenate([np.arange(images), rng.integers(0, images, rng.integers(0, 9))])
     rng.shuffle(caption_image)
     image_embeds = rng.integers(-2, 3, (images, dim)).astype(np.float32)
@@ -109,15 +109,45 @@ def test_values_equal_brute_force_to_1e_12():
             assert abs(values[f"{direction}/median_rank"] - median) < 1e-12
 
 
-def test_several_blocks_equal_one(monkeypatch):
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("queries", [1, 33, 500])
+def test_calls_blocks_and_devices_do_not_matter(monkeypatch, devices, queries):
     rng = np.random.default_rng(2)
-    queries = rng.integers(-3, 4, (101, 3)).astype(np.float32)
-    candidates = rng.integers(-3, 4, (57, 3)).astype(np.float32)
-    groups = rng.integers(0, 57, 101), np.arange(57)
-    expected = brute_force(queries, candidates, *groups)
-    assert metrics.ranks(queries, candidates, *groups).tolist() == expected
-    monkeypatch.setattr(metrics, "_BLOCK_SCORES", 57 * 20)  # blocks of 20: five and a tail of one
-    assert metrics.ranks(queries, candidates, *groups).tolist() == expected
+    args = (
+        rng.integers(-3, 4, (queries, 3)).astype(np.float32),
+        rng.integers(-3, 4, (57, 3)).astype(np.float32),
+        rng.integers(0, 20, queries),
+        np.concatenate([np.arange(20), rng.integers(0, 20, 37)]),
+    )
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:devices])
+    # A device takes 32 queries a call and 16 at a time: the last call and block are not full.
+    monkeypatch.setattr(metrics, "_CALL_QUERIES", 32)
+    monkeypatch.setattr(metrics, "_BLOCK_QUERIES", (16, 16))
+    assert metrics.ranks(*args).tolist() == brute_force(*args)
+
+
+@pytest.mark.parametrize(("queries", "devices"), [(16, 1), (40, 3), (1000, 8)])
+def test_queries_are_dealt_to_all_devices(monkeypatch, queries, devices):
+    seen = []
+    real = metrics._call_ranks
+    monkeypatch.setattr(metrics, "_call_ranks", lambda *args: seen.append(args) or real(*args))
+    metrics.ranks(np.ones((queries, 1)), np.ones((1, 1)), np.zeros(queries), np.zeros(1))
+    ((mesh, block, blocks, asked, _),) = seen
+    assert mesh.size == devices
+    assert asked[0].shape == (128 if queries == 1000 else 16, devices, 1)
+    # Alike but for one: no device waits, and none has only padding.
+    dealt = asked[0].sum(axis=(0, 2))
+    assert dealt.sum() == queries and np.ptp(dealt) <= 1
+    assert int(blocks) * block * devices >= queries
+
+
+def test_sizes_share_few_compilations():
+    metrics._call_ranks.clear_cache()
+    rng = np.random.default_rng(5)
+    for queries, candidates in ((113, 3), (128, 1024), (120, 700)):
+        embeds = rng.standard_normal((queries, 3)), rng.standard_normal((candidates, 3))
+        metrics.ranks(*embeds, np.arange(queries) % candidates, np.arange(candidates))
+    assert metrics._call_ranks._cache_size() == 1
 
 
 @pytest.mark.parametrize("queries", [1, 5, 40])
@@ -140,18 +170,45 @@ def test_equal_rows_are_scored_once():
     assert copy_of.tolist() == [0, 1, 0, 1, 2]
 
 
-def test_memory_does_not_grow_with_queries_times_candidates(monkeypatch):
-    monkeypatch.setattr(metrics, "_BLOCK_SCORES", 2**16)
-    rng = np.random.default_rng(4)
-    embeds = rng.standard_normal((2000, 8)).astype(np.float32)  # whole matrix: 16 MB
-    groups = np.arange(2000)
-    tracemalloc.start()
-    try:
-        metrics.ranks(embeds, embeds, groups, groups)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 4e6
+def test_a_row_can_be_relevant_and_not():
+    # Candidates 0, 1 and 2 are one row: of group 7 twice, of group 8 once.
+    candidates = np.array([[1, 0], [1, 0], [1, 0], [0, 1], [0, 2]], np.float32)
+    groups = np.array([7, 8, 7, 8, 9])
+    queries = np.array([[1, 0], [1, 0], [1, 1], [0, 1]], np.float32)
+    found = metrics.ranks(queries, candidates, np.array([7, 8, 8, 8]), groups)
+    # Query 0: two own, the copy of group 8 ties: rank 2. Query 1: one own, two copies tie: rank 3.
+    # Query 2: own score 1, tied with the two copies, below candidate 4: rank 4.
+    # Query 3: own score 1, below candidate 4, the copies score 0: rank 2.
+    assert found.tolist() == [2, 3, 4, 2]
+
+
+def lowered(size, block, candidates, dim):
+    """The program of one call on one device; nothing is run."""
+
+    def array(*shape, dtype=np.int32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (metrics._AXIS,))
+    pool = array(candidates, dim, dtype=np.float32), array(candidates), array(candidates)
+    asked = [array(size, 1, dim, dtype=np.float32), array(size, 1), array(size, 1)]
+    return metrics._call_ranks.lower(mesh, block, array(), asked, pool)
+
+
+def test_memory_is_a_block_of_scores_whatever_the_number_of_queries():
+    # 100,000 x 100,000 at 512 dimensions.
+    queries, candidates = 100_000, 100_352
+    calls = list(metrics._calls(queries, candidates, devices=1))
+    assert sum(len(range(*rows.indices(queries))) for rows, _, _ in calls) == queries
+    ((size, block),) = {call[1:] for call in calls}  # all alike: compiled once
+    memory = lowered(size, block, candidates, 512).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 1.5 * block * candidates * 4 < 0.4e9
+    # One million candidates: a smaller block.
+    ((_, block),) = {call[1:] for call in metrics._calls(10**6, 10**6, devices=8)}
+    assert block * 10**6 * 4 < 0.3e9
+
+
+def test_accelerators_are_told_not_to_round_the_factors():
+    assert "precision = [HIGHEST, HIGHEST]" in lowered(16, 16, 1024, 8).as_text()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -164,11 +221,21 @@ def test_embeddings_that_are_not_finite_are_an_error(bad):
             metrics.retrieval_metrics(image_embeds, text_embeds, np.arange(3))
 
 
-def test_a_score_that_overflows_to_nan_ranks_last():
-    candidates = np.array([[1e30, -1e30], [0, 0], [0, 0]], np.float32)
-    query = np.array([[1e30, 1e30]], np.float32)  # inf - inf
-    with np.errstate(all="ignore"):
-        assert metrics.ranks(query, candidates, np.array([0]), np.arange(3)).tolist() == [3]
+def test_a_score_that_is_not_a_number_counts_against_the_model():
+    # No product of finite embeddings is sure to overflow to NaN everywhere: it is put in.
+    rows = np.zeros((metrics._PARTS, 1), np.float32)
+    rows[:3, 0] = [np.nan, 2, 1]
+    found = jax.jit(metrics._block_ranks)(
+        jnp.ones((4, 1)),
+        jnp.array([0, 1, 0, 0]),
+        jnp.array([1, 1, 2, 3]),
+        jnp.array(rows),
+        jnp.array([1, 1, 1] + [0] * (metrics._PARTS - 3)),
+        jnp.array([0, 1, 2]),
+    )
+    # Its own score is NaN: last. Another is: behind that one. One of its two own is: behind the
+    # third. All are its own: first.
+    assert found.tolist() == [3, 2, 2, 1]
 
 
 def test_bad_input_is_named():
