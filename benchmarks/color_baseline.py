@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from clip_italian.data.records import open_split, parse_record
-from clip_italian.evaluation.baselines import color_histogram_retrieval
+from clip_italian.evaluation.color_histogram import color_histogram_retrieval
 
 
 def main() -> None:

@@ -1,45 +1,24 @@
-import numpy as np
+"""What needs no PyTorch; the rest is in test_baselines_torch.py."""
+
+import sys
+
 import pytest
 
-from clip_italian.evaluation import baselines
-
-RED, BLUE, GREEN = (250, 0, 0), (0, 0, 250), (0, 250, 0)
-WORDS = {RED: "rossa", BLUE: "blu", GREEN: "verde"}
+from clip_italian.config import ConfigError
+from clip_italian.evaluation.baselines import open_baseline
 
 
-def flat(*colors):
-    """One 2 × 2 picture for each tuple of two colours, a row each."""
-    return np.array([[[a, a], [b, b]] for a, b in colors], np.uint8)
+@pytest.mark.parametrize("spec", ["runs/none", "clip:openai", "hf:", "hf", "", "mclip:large"])
+def test_an_unknown_model_is_refused_with_the_known_ones(spec):
+    with pytest.raises(
+        ConfigError, match=r"neither a run folder nor .* mclip, st:.*hf:.*open_clip"
+    ):
+        open_baseline(spec)
 
 
-def test_color_histograms_by_hand():
-    histograms = baselines.color_histograms(flat((RED, BLUE), (RED, RED)))
-    red, blue = 7 * 64, 7  # 250 * 8 // 256 = 7
-    assert histograms.shape == (2, 512)
-    assert histograms[0, [red, blue]] == pytest.approx([0.5**0.5] * 2)
-    assert histograms[1, red] == 1
-    assert np.count_nonzero(histograms) == 3
-
-
-def test_bags_of_words_ignore_case_order_and_unknown_words():
-    bags = baselines.bags_of_words(["Rossa, l'altra ROSSA", "blu?"], {"blu": 0, "rossa": 1})
-    assert bags.tolist() == [[0, 1], [1, 0]]
-
-
-def test_colors_are_told_apart():
-    colors = [(RED, BLUE), (RED, GREEN), (BLUE, GREEN)]
-    captions = [f"{WORDS[a]} e {WORDS[b]}" for a, b in colors]
-    recall = baselines.color_histogram_retrieval(
-        flat(*colors * 20), captions * 20, flat(*colors), captions
-    )
-    assert recall == 1
-
-
-def test_shapes_are_not_and_ties_count_as_misses():
-    # The same colours, the other way up: the histogram cannot tell which is on top.
-    images = flat((RED, BLUE), (BLUE, RED))
-    captions = ["rossa sopra", "blu sopra"]
-    recall = baselines.color_histogram_retrieval(
-        np.tile(images, (20, 1, 1, 1)), captions * 20, images, captions
-    )
-    assert recall == 0
+@pytest.mark.parametrize("spec", ["mclip", "st:a+b", "hf:a", "open_clip:ViT-B-32/laion2b_e16"])
+def test_a_missing_package_names_the_extra(spec, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ConfigError, match="needs the package torch") as caught:
+        open_baseline(spec)
+    assert spec in str(caught.value) and "pip install 'clip-italian[torch]'" in str(caught.value)

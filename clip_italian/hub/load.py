@@ -1,0 +1,195 @@
+"""A run folder → its model with trained parameters, and that as an encoder on all devices."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax.traverse_util import flatten_dict
+
+from clip_italian import flags
+from clip_italian.collection import Collection, ReadImages
+from clip_italian.config import Config, ConfigError, ModelConfig
+from clip_italian.data.evaluation_set import EvaluationSet
+from clip_italian.data.tokens import Tokenizer, check_vocabulary, load_tokenizer
+from clip_italian.evaluation import encode
+from clip_italian.evaluation.encoders import config_facts, digest, split_run, tokenizer_facts
+from clip_italian.model.model import Model
+from clip_italian.model.towers import build
+from clip_italian.training.checkpoint import FORMAT_VERSION, describe
+from clip_italian.training.parallel import make_parallel
+
+_VERSION = 1  # of fingerprints; raise it when pixels, tokens or pooling of a run come out changed
+# Fields that decide what the parameters mean.
+_MEANING = (*(field.name for field in dataclasses.fields(ModelConfig)), "loss", "max_length")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """One checkpoint of a run.
+
+    Attributes:
+      name: the run folder's name and the step, e.g. "sample@900".
+      config: of the run.
+      model: its towers.
+      params: parameter tree, numpy.
+      tokenizer: of the text tower.
+      step: optimizer steps that the parameters have seen.
+    """
+
+    name: str
+    config: Config
+    model: Model
+    params: dict[str, Any]
+    tokenizer: Tokenizer
+    step: int
+
+
+def load_run(path: str, *, tokenizer: str = "") -> LoadedRun:
+    """Loads a checkpoint of a run, without its optimizer state.
+
+    The run's `config.py` is Python and is executed: load a run only if you trust who made it.
+
+    Args:
+      path: run folder, for its newest checkpoint; `FOLDER@best` for the best one by its
+        `best_metric`; `FOLDER@STEP` or `FOLDER/checkpoints/STEP` for that one.
+      tokenizer: hub id or folder to take in place of the one that the config names.
+
+    Raises:
+      ConfigError: something is missing, is of a newer version, or does not belong together.
+    """
+    folder, choice = split_run(path)
+    config = flags.load(str(Path(folder, "config.py")))
+    model = build(config.model, loss=config.loss.loss)
+    step, params = _restore(folder, choice, config, model.shapes())
+    words = load_tokenizer(tokenizer) if tokenizer else _own_tokenizer(config.model, folder)
+    check_vocabulary(words, model.vocab_size)
+    name = f"{Path(folder).resolve().name}@{step}"
+    return LoadedRun(name, config, model, params, words, step)
+
+
+def _own_tokenizer(model: ModelConfig, folder: str) -> Tokenizer:
+    try:
+        return load_tokenizer(model.tokenizer, revision=model.text_revision)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder}: {error}. A relative folder counts from where training was started: "
+            "start from there, or name the tokenizer"
+        ) from error
+
+
+def _restore(
+    folder: str, choice: str, config: Config, shapes: dict[str, Any]
+) -> tuple[int, dict[str, Any]]:
+    """The chosen step and its parameters as numpy arrays."""
+    place = epath.Path(folder).resolve() / "checkpoints"
+    if not place.is_dir():
+        raise ConfigError(f"{folder} holds no folder `checkpoints`; name the folder of a run")
+    # Neither makes nor cleans up anything: the run may still be training and writing here.
+    options = ocp.CheckpointManagerOptions(create=False, cleanup_tmp_directories=False)
+    with ocp.CheckpointManager(place, options=options) as manager:
+        step = _choose(manager, folder, choice, config.eval.best_metric)
+        saved = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        _check(saved, config, f"{folder}, step {step}")
+        leaf = ocp.RestoreArgs(restore_type=np.ndarray)
+        wanted = ocp.args.PyTreeRestore(
+            item={"params": shapes},
+            restore_args={"params": jax.tree.map(lambda _: leaf, shapes)},
+            partial_restore=True,
+        )
+        state = manager.restore(step, args=ocp.args.Composite(state=wanted))["state"]
+    return step, state["params"]
+
+
+def _choose(manager: ocp.CheckpointManager, folder: str, choice: str, metric: str) -> int:
+    steps = sorted(manager.all_steps())
+    if choice == "best":
+        scored = [
+            (values[metric], step)
+            for step in steps
+            if (values := manager.metrics(step)) and metric in values
+        ]
+        if not scored:
+            raise ConfigError(f"{folder}: no checkpoint has been evaluated by {metric!r}")
+        return max(scored)[1]
+    if not steps:
+        raise ConfigError(f"{folder} holds no whole checkpoint yet")
+    step = int(choice) if choice else steps[-1]
+    if step not in steps:
+        raise ConfigError(f"{folder} holds no checkpoint of step {step}; it has {steps}")
+    return step
+
+
+def _check(saved: dict[str, Any], config: Config, where: str) -> None:
+    """Refuses a newer format, and a `config.py` that is not the checkpoint's."""
+    if saved["format_version"] > FORMAT_VERSION:
+        raise ConfigError(
+            f"{where} was written by a newer version (checkpoint format "
+            f"{saved['format_version']}, this one reads up to {FORMAT_VERSION}); upgrade to read it"
+        )
+    then, now = saved["config"], describe(config, "")["config"]
+    # A field that did not exist then has its default now.
+    changed = [name for name in _MEANING if name in then and then[name] != now[name]]
+    if changed:
+        raise ConfigError(
+            f"{where} does not belong to the config.py beside it: {', '.join(changed)} differ"
+        )
+
+
+class RunEncoder:
+    """A loaded run as an `evaluation.encoders.Encoder`, on all devices of this host."""
+
+    def __init__(self, run: LoadedRun, *, batch_size: int = 0) -> None:
+        """Puts the parameters on the devices.
+
+        Args:
+          run: from `load_run`.
+          batch_size: rows over all devices, rounded up to a multiple of their number; 0 takes the
+            run's `eval_batch_size`.
+        """
+        layout = make_parallel("mesh")
+        rows = batch_size or run.config.eval.eval_batch_size
+        rows = -(-rows // layout.devices) * layout.devices
+        evaluation = dataclasses.replace(run.config.eval, eval_batch_size=rows)
+        self._config = dataclasses.replace(run.config, eval=evaluation)
+        self._run = run
+        self._params = layout.replicate(run.params)
+        self._image = layout.compile_rows(run.model.encode_image)
+        self._text = layout.compile_rows(run.model.encode_text)
+        self.name = run.name
+        self.fingerprint = _fingerprint(run)
+
+    def encode_images(self, read: ReadImages, names: Sequence[str]) -> np.ndarray:
+        """See `Encoder`."""
+        batches = self._set(read, names).image_batches()
+        return encode.encode_images(lambda pixels: self._image(self._params, pixels), batches)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """See `Encoder`."""
+        batches = self._set(lambda numbers: [], ()).batches_of(texts)
+        return encode.encode_texts(lambda tokens: self._text(self._params, tokens), batches)
+
+    def _set(self, read: ReadImages, names: Sequence[str]) -> EvaluationSet:
+        images = Collection(self.name, "", names, read, fingerprint="")
+        return EvaluationSet(self._config, images, self._run.tokenizer, self._run.model.image_size)
+
+
+def _fingerprint(run: LoadedRun) -> str:
+    model, arrays = run.model, flatten_dict(run.params, sep=".")
+    return digest(
+        {str(name): np.asarray(value) for name, value in arrays.items()},
+        [
+            "clip_italian",
+            _VERSION,
+            config_facts(model.vision_config),
+            config_facts(model.text_config),
+            [model.image_size, model.image_mean, model.image_std],
+            run.config.model.dtype,
+            run.config.data.max_length,
+            tokenizer_facts(run.tokenizer),
+        ],
+    )
