@@ -11,7 +11,7 @@ from etils import epath
 
 from clip_italian import flags
 from clip_italian.config import Config, ConfigError
-from clip_italian.evaluation import outcome, retrieval
+from clip_italian.evaluation import outcome, retrieval, sets
 from clip_italian.model.model import Model
 from clip_italian.model.towers import build
 from clip_italian.training import loop, monitor, parallel, plan, validation
@@ -43,11 +43,11 @@ def train(config: Config, model: Model, command: str) -> None:
 
     layout = parallel.start(config.train, config.eval)
     workdir, classify = config.train.workdir, config.eval.zero_shot
-    data = open_data(config, model)
+    data = open_data(config, model, sets.open_training_sets)
     image, text = map(layout.compile_rows, (model.encode_image, model.encode_text))
-    retrieval.check_best_metric(config.eval.best_metric, data.sets, classify=classify)
-    score = retrieval.make_evaluator(data.sets, image, text, classify=classify)
-    loss = validation.make_loss_evaluator(config, layout, model.apply_pairs, data.sets)
+    evaluated = retrieval.evaluated_sets(data.sets, config.eval)
+    score = retrieval.make_evaluator(evaluated, image, text, classify=classify)
+    loss = validation.make_loss_evaluator(config, layout, model.apply_pairs, data.captioned)
     checkpoints = Checkpoints(config, data.fingerprint)
     init = functools.partial(model.init, config.train.seed)
     state = loop.start_state(config, layout, init, model.shapes, checkpoints)
@@ -65,7 +65,7 @@ def train(config: Config, model: Model, command: str) -> None:
     print(
         outcome.write_outcome(
             workdir,
-            [(one, *retrieval.encode_set(one, state.params, image, text)) for one in data.sets],
+            [(one, *retrieval.encode_set(one, state.params, image, text)) for one in evaluated],
             metrics_lines=monitor.read_metrics(workdir),
             phases=[(phase.start, ", ".join(phase.moving)) for phase in loop.plan(config)[1]],
             data_fingerprint=data.fingerprint,

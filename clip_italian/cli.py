@@ -1,9 +1,11 @@
 """The `clip-italian` command: one sub-command for each part of the work."""
 
+import contextlib
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tyro
 
@@ -14,6 +16,8 @@ USAGE = """usage: clip-italian COMMAND ...
 commands:
   prepare   raw images and captions → records (clip-italian prepare --help)
   train     records → model; the same as python run_hybrid_clip.py (clip-italian train --help)
+  evaluate  models on retrieval, zero-shot and other sets → a report (clip-italian evaluate --help)
+  compare   reports of two models, or of several seeds (clip-italian compare --help)
 """
 
 
@@ -68,7 +72,69 @@ def train(words: Sequence[str]) -> int:
     return run_hybrid_clip.main(words)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"prepare": prepare, "train": train}
+def evaluate(words: Sequence[str]) -> int:
+    """`clip-italian evaluate ...`."""
+    from clip_italian.evaluation import commands
+
+    def open_run(path: str, tokenizer: str, batch_size: int) -> Any:
+        from clip_italian.hub import load
+
+        return load.RunEncoder(load.load_run(path, tokenizer=tokenizer), batch_size=batch_size)
+
+    def open_records(data_dir: str, source: str, split: str) -> Any:
+        from clip_italian.data import collections
+
+        return collections.open_records(data_dir, source, split)
+
+    def open_tfds(name: str, split: str) -> Any:
+        from clip_italian.data import collections
+
+        return collections.open_tfds(name, split)
+
+    rooms = commands.Rooms(open_run, open_records, open_tfds, _translator)
+    try:
+        print(commands.evaluate(words, rooms))
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"evaluating these needs the package {error.name}; install the extras: "
+            "pip install 'clip-italian[data,prep,eval,torch]'"
+        ) from error
+    except RuntimeError as error:
+        if type(error).__name__ != "TranslationError":  # whose module is of another extra
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _translator(model: str, language: str) -> tuple[Callable[[Sequence[str]], list[str]], str]:
+    """A Marian model as texts → English texts, with its cache, and what identifies its words."""
+    from data_prep import translate
+
+    options = translate.TranslateOptions(translate=f"{language}:en", marian_model=model)
+    translator = translate.open_translator(options)
+
+    def english(texts: Sequence[str]) -> list[str]:
+        with contextlib.closing(translate.open_cache(options, translator)) as cache:
+            return translate.translate_texts(texts, translator, cache)[0]
+
+    return english, translator.identity
+
+
+def compare(words: Sequence[str]) -> int:
+    """`clip-italian compare ...`."""
+    from clip_italian.evaluation import commands
+
+    print(commands.compare(words))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "prepare": prepare,
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -47,10 +47,10 @@ class ModelConfig:
     """Similarity scale at the start (a plain factor, not a log); the paper fixes 20."""
     learn_logit_scale: bool = False
     """Learn the similarity scale instead of fixing it."""
-    logit_scale_max: float = 100.0
-    """Upper clamp of a learned similarity scale (plain factor), applied after each update."""
-    logit_bias: float = -10.0
-    """Learned bias of the sigmoid loss at the start (logit units); unused by infonce."""
+    logit_scale_max: Annotated[float, FileOnly] = 100.0
+    """Config file only: upper clamp of a learned scale (plain factor), applied after an update."""
+    logit_bias: Annotated[float, FileOnly] = -10.0
+    """Config file only: learned bias of the sigmoid loss at the start (logit units)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +175,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation inside training, on the validation split of every source."""
+    """Evaluation inside training: the validation split of every source, and named sets."""
 
     eval_every: int = 500
     """Steps between two evaluations; the last step is always evaluated."""
@@ -187,6 +187,14 @@ class EvalConfig:
     """Metric (higher is better) by which the best checkpoint is kept."""
     zero_shot: bool = False
     """Also classify validation images among all distinct captions (captions must be labels)."""
+    eval_sets: tuple[str, ...] = ()
+    """Further sets to evaluate on: mscoco_it_dev, imagenet, ... (docs/evaluation.md lists them)."""
+    eval_dir: str = "eval"
+    """Folder with the files of those sets, laid out as docs/evaluation.md says."""
+    eval_language: Annotated[str, FileOnly] = "it"
+    """Config file only: language of the captions of those sets, where a set has several."""
+    class_names: Annotated[str, FileOnly] = "it"
+    """Config file only: names and prompts of labelled sets: it, or a language pack's folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +214,7 @@ FREE_FIELDS = frozenset({
     "workdir", "steps", "parallel", "resume", "log_every", "save_every", "keep_checkpoints",
     "compile_cache", "data_dir", "data_cache", "reader_threads", "prefetch",
     "eval_every", "eval_batch_size", "eval_images", "best_metric", "zero_shot",
+    "eval_sets", "eval_dir", "eval_language", "class_names",
 })  # fmt: skip
 
 

@@ -28,7 +28,11 @@ FROM_SCRATCH = Config(
         vision_config={"model_type": "vit", "hidden_size": 8}, text_config={"model_type": "bert"}
     )
 )
-FILE_ONLY = {"vision_config", "text_config", "prefetch", "segments", "b1", "b2"}
+FILE_ONLY = {
+    "vision_config", "text_config", "prefetch", "segments", "b1", "b2", "class_names",
+    "eval_language",
+    "logit_scale_max", "logit_bias",
+}  # fmt: skip
 
 
 def change(config: Config, **values) -> Config:

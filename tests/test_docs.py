@@ -32,6 +32,7 @@ EXTRA = {
     "prepare parquet": " --allow_networks 127.0.0.0/8 --translation_cache cache.sqlite"
     " --validation_share 0.4",
     "prepare jsonl": " --validation_share 0.4",
+    "evaluate": " --cache_dir '' --resamples 50",
     "run_hybrid_clip.py": " --steps 4 --batch_size 8 --eval_every 2 --save_every 2"
     " --eval_batch_size 8 --warmup_steps 1 --vision_thaw_step 1 --text_thaw_step 2"
     " --max_length 16 --projection_dim 16 --reader_threads 1 --compile_cache ''",
@@ -124,3 +125,5 @@ def test_new_language(folder):
     report = json.loads((run / "report.json").read_text())
     assert [one["set"] for one in report["results"]] == ["web_hu", "magyar"]
     assert "magyar/text_to_image/R@1" in (run / "config.py").read_text()
+    evaluated = json.loads((folder / "reports" / "clip_hungarian" / "report.json").read_text())
+    assert [one["set"] for one in evaluated["results"]] == ["magyar", "web_hu"]

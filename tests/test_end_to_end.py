@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import run_hybrid_clip
 from clip_italian.cli import main as clip_italian
@@ -76,9 +77,47 @@ def test_a_run_leaves_a_table_pictures_and_a_config(config_file, tmp_path, capfd
     assert "step 0: training" not in again
 
 
+def test_named_sets_are_evaluated_in_training_and_give_the_same_numbers_later(
+    config_file, tmp_path, capfd
+):
+    photos = tmp_path / "photos"
+    for number in range(12):
+        place = photos / ("n01440764" if number % 2 else "n01443537")  # tench and goldfish
+        place.mkdir(parents=True, exist_ok=True)
+        colour = (20 * number, 255 - 20 * number, 60)
+        Image.new("RGB", (40, 36), colour).save(place / f"{number}.png")
+    best = ["--best_metric", "photos/zero_shot/acc@1"]
+    named = ["--eval_sets", f"folder:{photos}", *best]
+    assert train(config_file, tmp_path / "run", "--steps", "2", "--decay_steps", "8", *named) == 0
+    printed = capfd.readouterr().out
+    assert "photos" in printed and "acc@1" in printed
+    (logged,) = [x for x in read_metrics(str(tmp_path / "run")) if "photos/zero_shot/acc@1" in x]
+    written = {one["set"]: one for one in read_report(tmp_path / "run")}
+    data, out = str(config_file.parent / "data"), tmp_path / "out"
+    words = ["--models", f"{tmp_path}/run@best", "--sets", f"folder:{photos}", "records:sample"]
+    words += ["--data_dir", data, "--out_dir", str(out), "--cache_dir", "", "--resamples", "20"]
+    words += ["--batch_size", "16"]
+    assert clip_italian(["evaluate", *words]) == 0
+    for one in read_report(out):
+        assert one["data_fingerprint"] == written[one["set"]]["data_fingerprint"]
+        if one["variant"] == "it, una foto di {indefinite}":
+            continue  # in training all templates are used
+        for name, value in one["metrics"].items():
+            assert logged[f"{one['set']}/{name}"] == value, (one["set"], name)
+            assert written[one["set"]]["metrics"][name] == value
+    assert train(config_file, tmp_path / "other", *named[:-1], "photos/text_to_image/R@1") == 2
+    assert "best_metric = 'photos/text_to_image/R@1' is not allowed" in capfd.readouterr().err
+
+
+def read_report(folder):
+    return json.loads((folder / "report.json").read_text())["results"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--eval_sets", "mscoco"], "eval_sets: 'mscoco' is no evaluation set; give one of"),
+        (["--eval_sets", "contrast"], "eval_sets: contrast pairs are for"),
         (["--sources", "wit"], "sources.*'wit'.*sample"),
         (["--batch_size", "12"], "batch_size = 12 does not split over 8 devices"),
         (["--eval_batch_size", "12"], "eval_batch_size = 12 does not split"),

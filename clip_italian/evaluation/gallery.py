@@ -1,11 +1,10 @@
 """The retrieval gallery: some queries, the pictures found for them, the right one marked."""
 
 import base64
-import dataclasses
 import html
 import io
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,92 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from clip_italian.evaluation import metrics
+from clip_italian.evaluation.examples import TOP, Example, Gallery
 
 # Indices of images → one uint8 [height, width, 3] for each; sizes may differ.
 Thumbnails = Callable[[Sequence[int]], Sequence[np.ndarray] | np.ndarray]
 
-TOP = 5  # pictures shown for each query
 _GREEN = "#1a7f37"
 _CELL = 1.5  # side of a picture and its margin in the figure, in inches
-_SIDE = 192  # longer side of an embedded picture, in pixels
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One query and what was found.
-
-    Attributes:
-      query: the caption.
-      rank: of the right picture, from 1, ties counted against the model.
-      found: indices of the best scored images, best first; the right one is last among its ties.
-      scores: cosine of each of them with the query.
-      right: index of the right image.
-      right_score: its cosine.
-    """
-
-    query: str
-    rank: int
-    found: tuple[int, ...]
-    scores: tuple[float, ...]
-    right: int
-    right_score: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Gallery:
-    """Examples, and how they were chosen."""
-
-    examples: tuple[Example, ...]
-    rule: str
-
-
-def choose_examples(
-    image_embeds: np.ndarray,
-    text_embeds: np.ndarray,
-    caption_image: np.ndarray,
-    captions: Sequence[str],
-    *,
-    queries: int = 12,
-) -> Gallery:
-    """Half right and half wrong queries, evenly spaced in the order of the evaluation set.
-
-    Args:
-      image_embeds: float [images, dim].
-      text_embeds: float [captions, dim].
-      caption_image: int [captions], index of each caption's image.
-      captions: [captions] text.
-      queries: how many to show; when one kind has too few, the other fills up.
-
-    Raises:
-      ValueError: as `metrics.ranks`.
-    """
-    caption_image = np.asarray(caption_image)
-    ranks = metrics.ranks(text_embeds, image_embeds, caption_image, np.arange(len(image_embeds)))
-    right, wrong = np.flatnonzero(ranks == 1), np.flatnonzero(ranks > 1)
-    n_right = min(len(right), max(queries // 2, queries - len(wrong)))
-    n_wrong = min(len(wrong), queries - n_right)
-    chosen = np.concatenate([_evenly(right, n_right), _evenly(wrong, n_wrong)])
-    examples = []
-    for query in map(int, chosen):
-        scores = image_embeds @ text_embeds[query]
-        target, rank = int(caption_image[query]), int(ranks[query])
-        others = np.argsort(-scores, kind="stable")
-        others = others[others != target]
-        # The right picture goes to its rank, so that picture and metric agree about ties.
-        found = np.insert(others, rank - 1, target)[:TOP].tolist()
-        found_scores = tuple(float(scores[image]) for image in found)
-        examples.append(
-            Example(captions[query], rank, tuple(found), found_scores, target,
-                    float(scores[target]))
-        )  # fmt: skip
-    rule = (
-        f"{n_right} of the {len(right)} captions whose picture came first, then {n_wrong} of the "
-        f"{len(wrong)} whose picture did not, each evenly spaced in the order of the evaluation "
-        f"set, not picked by hand. First place: {100 * len(right) / len(ranks):.1f}% of "
-        f"{len(ranks):,} captions, among {len(image_embeds):,} pictures."
-    )
-    return Gallery(tuple(examples), rule)
+_SIDE, _QUALITY = 192, 88  # of an embedded picture: its longer side in pixels, and JPEG's
 
 
 def gallery_html(
@@ -111,12 +32,15 @@ def gallery_html(
     """A page that needs no other file: pictures are inside it, as JPEG in base64.
 
     Args:
-      gallery: from `choose_examples`.
+      gallery: from `examples.choose_examples`.
       thumbnails: gives the pictures.
       title: heading of the page.
       language: of the captions (a BCP 47 tag), for screen readers and hyphenation.
     """
-    pictures = {image: _data_uri(array) for image, array in _fetch(gallery, thumbnails).items()}
+    pictures = {
+        image: picture_uri(array)
+        for image, array in fetch_pictures(gallery.examples, thumbnails).items()
+    }
     sections = "\n".join(_section(example, pictures, language) for example in gallery.examples)
     return _PAGE.format(
         title=html.escape(title), rule=html.escape(gallery.rule), sections=sections, style=_STYLE
@@ -125,7 +49,7 @@ def gallery_html(
 
 def gallery_figure(gallery: Gallery, thumbnails: Thumbnails, *, title: str = "") -> Figure:
     """The same for `plots.png`: one row a query, the right picture in a green frame."""
-    pictures = _fetch(gallery, thumbnails)
+    pictures = fetch_pictures(gallery.examples, thumbnails)
     width, height = 2.7 + _CELL * (TOP + 1), 0.9 + (_CELL + 0.25) * len(gallery.examples)
     figure = Figure(figsize=(width, height))
     # One set of axes in inches from the upper left corner: a hundred of them would take seconds.
@@ -148,20 +72,24 @@ def gallery_figure(gallery: Gallery, thumbnails: Thumbnails, *, title: str = "")
     return figure
 
 
-def _evenly(items: np.ndarray, count: int) -> np.ndarray:
-    return items[((np.arange(count) + 0.5) * len(items) / max(count, 1)).astype(int)]
-
-
-def _fetch(gallery: Gallery, thumbnails: Thumbnails) -> dict[int, np.ndarray]:
-    wanted = sorted({image for one in gallery.examples for image in (*one.found, one.right)})
+def fetch_pictures(examples: Iterable[Example], thumbnails: Thumbnails) -> dict[int, np.ndarray]:
+    """Index → pixels of all pictures that the examples show."""
+    wanted = sorted({image for one in examples for image in (*one.found, one.right)})
     return dict(zip(wanted, thumbnails(wanted), strict=True))
 
 
-def _data_uri(pixels: np.ndarray) -> str:
+def picture_uri(pixels: np.ndarray, side: int = _SIDE, quality: int = _QUALITY) -> str:
+    """A JPEG as a data URI, at the picture's own proportions.
+
+    Args:
+      pixels: uint8 [height, width, 3].
+      side: the longer side's most pixels; a smaller picture stays as it is.
+      quality: of the JPEG.
+    """
     image = Image.fromarray(np.asarray(pixels, np.uint8))
-    image.thumbnail((_SIDE, _SIDE))
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
+    image.save(buffer, "JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -7,12 +7,22 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from clip_italian.evaluation import gallery, plots, report
-from clip_italian.evaluation.retrieval import EvaluationSet, set_metrics
+from clip_italian.collection import Collection
+from clip_italian.evaluation import examples, gallery, plots, report, tasks, zero_shot
+from clip_italian.evaluation.languages import naming
+from clip_italian.evaluation.retrieval import LabelledSet, NamedSet
+
+RESAMPLES = 1000  # of the bootstrap
+MODEL = "this run"
 
 
-class PictureSet(EvaluationSet, Protocol):
-    """An evaluation set that can also show its pictures."""
+class PictureSet(NamedSet, Protocol):
+    """An evaluation set that can also say what it is made of and show its pictures."""
+
+    @property
+    def collection(self) -> Collection:
+        """What the set is made of."""
+        ...
 
     def thumbnails(self, indices: Sequence[int]) -> Sequence[np.ndarray] | np.ndarray:
         """Uint8 [height, width, 3] for each index."""
@@ -21,7 +31,7 @@ class PictureSet(EvaluationSet, Protocol):
 
 def write_outcome(
     workdir: str,
-    encoded: Sequence[tuple[PictureSet, np.ndarray, np.ndarray]],
+    encoded: Sequence[tuple[PictureSet | LabelledSet, np.ndarray, np.ndarray]],
     *,
     metrics_lines: Sequence[Mapping[str, Any]],
     phases: Sequence[tuple[int, str]],
@@ -30,42 +40,72 @@ def write_outcome(
     step: int,
     classify: bool,
 ) -> str:
-    """Writes `report.json`, `curves.png` and a gallery for each set (HTML and PNG).
+    """Writes `report.json`, `items.npz`, `curves.png` and a gallery (HTML, PNG) of each set.
 
     Args:
       workdir: the run folder.
-      encoded: sets with their image and caption embeddings, float32 [n, dim].
+      encoded: sets with their image and text embeddings, float32 [n, dim]; texts are captions, or
+        the prompts of a labelled set.
       metrics_lines: the run's metrics, as logged.
       phases: (first step, label) of each phase.
-      data_fingerprint: of the validation records.
+      data_fingerprint: of the records the run has read.
       command: the command line that was run.
       step: steps done.
-      classify: also report zero-shot accuracy.
+      classify: captions are class labels: also report zero-shot accuracy among them.
 
     Returns:
       What to print at the end of a run: the table and where everything is.
     """
-    folder, results, lines = epath.Path(workdir), [], []
+    folder, outcomes, lines = epath.Path(workdir), [], []
     for one, images, texts in encoded:
-        values = set_metrics(one, images, texts, classify=classify)
-        results.append(report.Result("this run", one.name, len(images), len(texts), values))
-        chosen = gallery.choose_examples(images, texts, one.caption_image, one.captions)
-        title = f"{one.name}, step {step:,}"
-        page = folder / f"gallery_{one.name}.html"
-        page.write_text(gallery.gallery_html(chosen, one.thumbnails, title=title))
-        figure = gallery.gallery_figure(chosen, one.thumbnails, title=title)
-        page.with_suffix(".png").write_bytes(plots.png(figure))
+        if isinstance(one, LabelledSet):
+            outcomes.append(_labelled(one, images, texts))
+            continue
+        outcomes.append(tasks.retrieval(_subject(one), images, texts))
+        if classify and one.labels is None:
+            outcomes.append(_captions_as_labels(one, images, texts))
+        page = _write_gallery(folder, one, images, texts, step)
         lines.append(f"gallery:    {page} (and .png)")
     made = report.make_report(
-        results,
-        protocol="records_validation",
-        data_fingerprint=data_fingerprint,
-        command=command,
-        step=step,
+        [one.result for one in outcomes], command=command, step=step, training_data=data_fingerprint
     )
-    (folder / "report.json").write_text(report.dump(made))
+    report.write(folder, made, [one.items for one in outcomes])
     curves = plots.read_metrics(json.dumps(line) for line in metrics_lines)
     figure = plots.plot_curves(curves, phases, title=workdir)
     (folder / "curves.png").write_bytes(plots.png(figure))
     places = [f"curves:     {folder / 'curves.png'}", *lines, f"run folder: {folder}"]
     return "\n".join([report.table(made), *places])
+
+
+def _subject(one: PictureSet) -> tasks.Subject:
+    return tasks.Subject(MODEL, "", one.collection, RESAMPLES)
+
+
+def _labelled(one: LabelledSet, images: np.ndarray, prompts: np.ndarray) -> tasks.Outcome:
+    """Zero-shot with the prompts of a language pack."""
+    embeds = zero_shot.pack_embeds(one.pack, lambda texts: prompts)
+    inner: Any = one.inner
+    return tasks.classification(_subject(inner), images, embeds, one.labels, one.pack, one.variant)
+
+
+def _captions_as_labels(one: PictureSet, images: np.ndarray, texts: np.ndarray) -> tasks.Outcome:
+    """Zero-shot among the distinct captions."""
+    captions = list(one.captions)
+    names, labels = zero_shot.classes_from_captions(captions, one.caption_image)
+    embeds = texts[[captions.index(name) for name in names]]
+    pack = naming.plain_pack(names, names)
+    return tasks.classification(_subject(one), images, embeds, labels, pack, "captions, {}")
+
+
+def _write_gallery(
+    folder: epath.Path, one: PictureSet, images: np.ndarray, texts: np.ndarray, step: int
+) -> epath.Path:
+    chosen = examples.choose_examples(images, texts, one.caption_image, one.captions)
+    title = f"{one.name}, step {step:,}"
+    page = folder / f"gallery_{one.name}.html"
+    page.write_text(
+        gallery.gallery_html(chosen, one.thumbnails, title=title, language=one.collection.language)
+    )
+    figure = gallery.gallery_figure(chosen, one.thumbnails, title=title)
+    page.with_suffix(".png").write_bytes(plots.png(figure))
+    return page

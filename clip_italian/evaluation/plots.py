@@ -69,6 +69,8 @@ def plot_curves(curves: Curves, phases: Sequence[tuple[int, str]] = (), title: s
     panels = {name: members for name, members in panels.items() if members}
     if not panels:
         raise ValueError("metrics: no loss, learning rate, recall or accuracy was logged")
+    last = max(steps[-1] for members in panels.values() for steps, _ in members.values())
+    begun = [phase for phase in phases if phase[0] <= last]  # a label far outside breaks the layout
     rows = -(-len(panels) // 2)
     columns = min(len(panels), 2)
     figure = Figure(figsize=(6.2 * columns, 0.5 + 3.4 * rows), layout="constrained")
@@ -77,7 +79,7 @@ def plot_curves(curves: Curves, phases: Sequence[tuple[int, str]] = (), title: s
     for index, (name, members) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
         _draw(axes, name, members)
-        _mark_phases(axes, phases)
+        _mark_phases(axes, begun)
     return figure
 
 

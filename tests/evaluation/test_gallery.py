@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from clip_italian.evaluation import gallery
+from clip_italian.evaluation.examples import choose_examples
 from clip_italian.evaluation.plots import png
 
 TARGETS = np.arange(8)
@@ -26,7 +27,7 @@ def embeddings():
 
 def choose(**options):
     captions = [f"didascalia {i}" for i in range(8)]
-    return gallery.choose_examples(*embeddings(), TARGETS, captions, **options)
+    return choose_examples(*embeddings(), TARGETS, captions, **options)
 
 
 def thumbnails(indices):
@@ -53,9 +54,7 @@ def test_queries_are_evenly_spaced_half_right_half_wrong():
 def test_when_one_kind_runs_out_the_other_fills_up():
     image_embeds, text_embeds = embeddings()
     captions = [f"didascalia {i}" for i in range(5)]
-    chosen = gallery.choose_examples(
-        image_embeds, text_embeds[:5], TARGETS[:5], captions, queries=4
-    )
+    chosen = choose_examples(image_embeds, text_embeds[:5], TARGETS[:5], captions, queries=4)
     assert [one.rank for one in chosen.examples] == [1, 1, 1, 8]
     assert len(choose(queries=12).examples) == 8
 
@@ -95,7 +94,7 @@ def test_page_marks_the_right_picture_and_holds_all_pictures():
 def test_page_escapes_captions_and_names_their_language():
     image_embeds, text_embeds = embeddings()
     captions = ['l\'<b>età</b> & "più"'] * 8
-    chosen = gallery.choose_examples(image_embeds, text_embeds, TARGETS, captions)
+    chosen = choose_examples(image_embeds, text_embeds, TARGETS, captions)
     page = gallery.gallery_html(chosen, thumbnails, title="a < b", language="it")
     assert '<h2 lang="it">l&#x27;&lt;b&gt;età&lt;/b&gt; &amp; &quot;più&quot;</h2>' in page
     assert "<h1>a &lt; b</h1>" in page

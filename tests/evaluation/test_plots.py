@@ -95,3 +95,10 @@ def test_png_is_a_picture_with_ink():
 def test_a_log_without_any_of_them_is_an_error():
     with pytest.raises(ValueError, match="no loss"):
         plot_curves(curves("pairs_per_second", "smooth_loss", "text_to_image/MRR@1"))
+
+
+def test_a_phase_that_the_run_has_not_reached_is_left_out():
+    figure = plot_curves(curves("train/loss"), [(0, "projection"), (4000, "vision, projection")])
+    (axes,) = figure.axes
+    assert [text.get_text().strip() for text in axes.texts] == ["projection"]
+    assert len(png(figure)) > 1000

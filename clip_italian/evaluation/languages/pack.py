@@ -70,10 +70,7 @@ class LanguagePack:
             if empty:
                 raise ConfigError(f"language pack: class {one.class_id} has no text for {empty}")
         for template in self.templates:
-            named = [
-                name for _, name, _, _ in string.Formatter().parse(template) if name is not None
-            ]
-            if len(named) != 1 or named[0] not in forms:
+            if _form_of(template) not in forms:
                 raise ConfigError(
                     f"language pack: template {template!r} must name one form in braces, "
                     f"one of {sorted(forms)}"
@@ -122,3 +119,12 @@ def split_synonyms(text: str) -> tuple[str, ...]:
 def read_templates(lines: list[str]) -> tuple[str, ...]:
     """The lines that are neither blank nor notes."""
     return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+
+
+def _form_of(template: str) -> str | None:
+    """The one name in braces; None when there are none, several, or a brace is left open."""
+    try:
+        named = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError:
+        return None
+    return named[0] if len(named) == 1 else None
