@@ -10,7 +10,7 @@ import numpy as np
 
 from clip_italian.collection import Collection
 from clip_italian.config import ConfigError, DataConfig
-from clip_italian.data.records import open_split, parse_record
+from clip_italian.data.records import open_split, parse_record, record_image
 from clip_italian.data.shards import RecordFile
 from clip_italian.data.sources import local_data_dir
 
@@ -57,7 +57,7 @@ def collect(file: RecordFile, limit: int = 0) -> Collection:
         name=file.source,
         protocol=f"records_{file.split}",
         image_keys=image_keys,
-        read=lambda numbers: [parse_record(data).image for data in file.read(numbers)],
+        read=lambda numbers: [record_image(data) for data in file.read(numbers)],
         fingerprint=_sha256([file.fingerprint, file.split, count]),
         captions=captions,
         caption_image=np.array(caption_image, np.int32),

@@ -90,7 +90,9 @@ def open_data(
         config.eval.eval_sets,
         eval_dir=config.eval.eval_dir,
         language=config.eval.eval_language,
-        open_records=functools.partial(open_records, config.data.data_dir),
+        open_records=functools.partial(
+            open_records, config.data.data_dir, data_cache=config.data.data_cache
+        ),
         open_tfds=open_tfds,
     )
     return RunData(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from clip_italian.config import ConfigError
 from clip_italian.evaluation import metrics
@@ -93,7 +94,7 @@ def linear_probe(
         scores = _logits(model, train[held], int(labels.max()) + 1)
         accuracy[strength] = metrics.recall_at_k(classify_scores(scores, labels[held]).ranks, 1)
 
-    for strength in DECADES:
+    for strength in tqdm(DECADES, desc="linear probe", unit="value of C", dynamic_ncols=True):
         tune(strength)
     middle = _best(accuracy)
     for strength in (middle / 10**0.5, middle * 10**0.5):

@@ -35,7 +35,7 @@ class Cell:
 
     def number(self, value: float) -> str:
         """Percent with one decimal; ranks as they are."""
-        return f"{value:,.6g}" if self.rank else f"{100 * value:.1f}"
+        return f"{value:,.1f}".removesuffix(".0") if self.rank else f"{100 * value:.1f}"
 
     def interval(self) -> str:
         """As in "[36.4, 39.6]", or empty."""

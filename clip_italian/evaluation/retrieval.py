@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -63,6 +63,9 @@ class NamedSet(EvaluationSet, Protocol):
         ...
 
 
+S = TypeVar("S", bound=NamedSet)
+
+
 @dataclasses.dataclass(frozen=True)
 class LabelledSet:
     """Images with class labels, whose texts are the prompts of a language pack.
@@ -103,7 +106,7 @@ class LabelledSet:
         return self.inner.batches_of(self.captions)
 
 
-def evaluated_sets(sets: Sequence[NamedSet], config: EvalConfig) -> list[EvaluationSet]:
+def evaluated_sets(sets: Sequence[S], config: EvalConfig) -> list[S | LabelledSet]:
     """What is evaluated of named sets: retrieval where there are captions, labels with prompts.
 
     Args:
@@ -118,7 +121,7 @@ def evaluated_sets(sets: Sequence[NamedSet], config: EvalConfig) -> list[Evaluat
     names = [one.name for one in sets]
     if len(set(names)) < len(names):
         raise ConfigError(f"eval_sets: two sets have one name: {sorted(names)}")
-    found: list[EvaluationSet] = []
+    found: list[S | LabelledSet] = []
     for one in sets:
         if len(one.captions):
             found.append(one)

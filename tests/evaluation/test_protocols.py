@@ -11,7 +11,7 @@ import pytest
 from clip_italian.collection import Collection
 from clip_italian.config import ConfigError
 from clip_italian.evaluation import protocols
-from clip_italian.evaluation.protocols import PROTOCOLS, XM3600_CAPTIONS, open_protocol
+from clip_italian.evaluation.protocols import PROTOCOLS, XM3600_LANGUAGES, open_protocol
 from tests.evaluation.test_folders import BLUE, RED, write
 
 REAL = Path(os.environ.get("CLIP_ITALIAN_REAL_DATA", ""))
@@ -266,11 +266,25 @@ def test_xm3600_p2_takes_all_captions(xm3600):
 
 
 def test_xm3600_has_36_languages(xm3600):
-    assert len(XM3600_CAPTIONS) == 36 and sum(XM3600_CAPTIONS.values()) == 261_375
+    assert len(set(XM3600_LANGUAGES)) == 36
     with pytest.raises(ConfigError, match=r"'xx' is not allowed: xm3600 has ar, bn, .*, vi, zh"):
         open_protocol("xm3600_p1", xm3600, language="xx")
     with pytest.raises(ConfigError, match=r"captions.jsonl, line 1, quz: captions are None"):
         open_protocol("xm3600_p1", xm3600, language="quz")
+
+
+def test_xm3600_in_another_language_needs_all_images_only(xm3600, tmp_path):
+    (tmp_path / "xm3600").mkdir()
+    (tmp_path / "xm3600" / "images").symlink_to(xm3600 / "xm3600" / "images")
+    rows = [xm3600_row(number) for number in range(3600)]
+    for row in rows:
+        row["hu"] = {"caption": row.pop("it")["caption"][:2]}
+    write_xm3600(tmp_path, rows)
+    found = open_protocol("xm3600_p2", tmp_path, language="hu")
+    assert (found.name, found.language, len(found.captions)) == ("xm3600_hu_p2", "hu", 7200)
+    write_xm3600(tmp_path, rows[1:])
+    with pytest.raises(ConfigError, match="of 3,599 images; as published it has .* of 3,600"):
+        open_protocol("xm3600_p2", tmp_path, language="hu")
 
 
 @pytest.mark.parametrize(

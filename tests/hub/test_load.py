@@ -1,5 +1,6 @@
 """Runs as training leaves them: tiny towers, random weights, no training."""
 
+import copy
 import dataclasses
 import io
 import json
@@ -257,7 +258,16 @@ def test_the_fingerprint_covers_what_decides_the_embeddings(run):
     other_words = make_tokenizer()
     other_words.add_tokens(["verde"])
     module = dataclasses.replace(loaded.model.module, image_mean=(0.1, 0.2, 0.3))
+
+    def acting(side):
+        tower = copy.deepcopy(getattr(loaded.model, f"{side}_config"))
+        tower.hidden_act = "relu"
+        model = dataclasses.replace(loaded.model, **{f"{side}_config": tower})
+        return dataclasses.replace(loaded, model=model)
+
     different = [
+        acting("vision"),
+        acting("text"),
         load_run(f"{folder}@4"),
         dataclasses.replace(loaded, tokenizer=other_words),
         dataclasses.replace(loaded, model=dataclasses.replace(loaded.model, module=module)),
@@ -273,4 +283,4 @@ def test_the_fingerprint_covers_what_decides_the_embeddings(run):
     own = RunEncoder(loaded).fingerprint
     assert {RunEncoder(one).fingerprint for one in equal} == {own}
     fingerprints = [RunEncoder(one).fingerprint for one in different]
-    assert len({own, *fingerprints}) == 6 and len(own) == 64
+    assert len({own, *fingerprints}) == 8 and len(own) == 64
