@@ -32,25 +32,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def torchvision_without_operators():
-    """PyPI's torchvision is built for CUDA: beside a CPU build of torch its operators are absent.
-
-    No adapter needs them, but without their declarations torchvision cannot be imported.
-    """
-    import torch
-
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        yield library  # declarations live as long as it does
-    else:
-        yield None
-
-
 @pytest.fixture(scope="module")
 def files():
     """Encoded pictures of several sizes, formats and modes."""
