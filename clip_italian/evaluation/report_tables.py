@@ -34,8 +34,9 @@ class Cell:
     rank: bool
 
     def number(self, value: float) -> str:
-        """Percent with one decimal; ranks as they are."""
-        return f"{value:,.1f}".removesuffix(".0") if self.rank else f"{100 * value:.1f}"
+        """Percent with one decimal; ranks with two, where they are not whole."""
+        rank = f"{value:,.2f}".rstrip("0").rstrip(".")
+        return rank if self.rank else f"{100 * value:.1f}"
 
     def interval(self) -> str:
         """As in "[36.4, 39.6]", or empty."""
