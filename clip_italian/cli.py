@@ -97,7 +97,7 @@ def evaluate(words: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"evaluating these needs the package {error.name}; install the extras: "
-            "pip install 'clip-italian[data,prep,eval,torch,open_clip]'"
+            "pip install 'clip-italian[data,prep,eval,torch,openclip]'"
         ) from error
     except RuntimeError as error:
         if type(error).__name__ != "TranslationError":  # whose module is of another extra

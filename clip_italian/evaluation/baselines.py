@@ -102,7 +102,7 @@ def _loading(spec: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"model {spec!r} needs the package {error.name or error}; "
-            "install the extras: pip install 'clip-italian[torch,open_clip]'"
+            "install the extras: pip install 'clip-italian[torch,openclip]'"
         ) from error
     except Exception as error:
         raise ConfigError(

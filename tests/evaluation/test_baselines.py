@@ -21,6 +21,6 @@ def test_a_missing_package_names_the_extra(spec, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ConfigError, match="needs the package torch") as caught:
         open_baseline(spec)
-    assert spec in str(caught.value) and "pip install 'clip-italian[torch,open_clip]'" in str(
+    assert spec in str(caught.value) and "pip install 'clip-italian[torch,openclip]'" in str(
         caught.value
     )
