@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if asked else 2
     logging.basicConfig(format="%(levelname)s %(message)s")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads; it need not talk
+    os.environ.setdefault("USE_TF", "0")  # else transformers wants tf-keras for some baselines
     try:
         return command(words[1:])
     except ConfigError as error:

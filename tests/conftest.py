@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("USE_TF", "0")  # as the command line does
 
 import jax
 

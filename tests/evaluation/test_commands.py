@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_italian import cli
 from clip_italian.config import ConfigError
 from clip_italian.evaluation import report
 from clip_italian.evaluation.commands import Rooms, compare, evaluate, parse
@@ -254,6 +256,13 @@ def test_compare_reports_and_seeds(place):
     assert "±" in printed
     with pytest.raises(ConfigError, match="give the other model's reports as b, or several seeds"):
         compare(["--a", right])
+
+
+def test_baselines_are_not_kept_from_loading_by_tensorflow(monkeypatch, capfd):
+    """Transformers looks at USE_TF when it is imported: the command line must have set it."""
+    monkeypatch.delenv("USE_TF", raising=False)
+    assert cli.main(["compare", "--a", "nowhere", "nowhere"]) == 2
+    assert os.environ["USE_TF"] == "0" and "nowhere" in capfd.readouterr().err
 
 
 def test_compare_wants_one_model_of_a_report(place):
