@@ -76,6 +76,7 @@ def train(words: Sequence[str]) -> int:
 def evaluate(words: Sequence[str]) -> int:
     """`clip-italian evaluate ...`."""
     from clip_italian.evaluation import commands
+    from data_prep.translate import TranslationError  # needs no extra
 
     def open_run(path: str, tokenizer: str, batch_size: int) -> Any:
         from clip_italian.hub import load
@@ -100,9 +101,7 @@ def evaluate(words: Sequence[str]) -> int:
             f"evaluating these needs the package {error.name}; install the extras: "
             "pip install 'clip-italian[data,prep,eval,torch,openclip]'"
         ) from error
-    except RuntimeError as error:
-        if type(error).__name__ != "TranslationError":  # whose module is of another extra
-            raise
+    except TranslationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -184,7 +184,7 @@ def set_metrics(
 def _accuracies(
     image_embeds: np.ndarray, class_embeds: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
-    ranks = zero_shot.classify(image_embeds, class_embeds, labels).ranks
+    ranks = metrics.ranks(image_embeds, class_embeds, labels, np.arange(len(class_embeds)))
     values = zero_shot.accuracy(ranks, zero_shot.ks_for(len(class_embeds)))
     return {f"zero_shot/{name}": value for name, value in values.items()}
 

@@ -16,7 +16,7 @@ from data_prep.card import check_summary, hub_license, write_card
 from data_prep.card_numbers import Line, count_lengths, funnel
 from data_prep.card_plots import funnel_figure, lengths_figure, png, sheet_figure
 from data_prep.pages import escape_markdown, plain
-from tests.data_prep.browser import dump_dom
+from tests.data_prep.browser import dump_in_frame
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)> | [a](javascript:alert(3)) ![b](//c.d) "
@@ -349,12 +349,8 @@ frame.srcdoc = CONTENTS;
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [320, 360, 1200])
 def test_nothing_is_wider_than_the_page(card, tmp_path, width):
-    text = (card / "card.html").read_text(encoding="utf-8").replace("<details>", "<details open>")
-    wrapper = tmp_path / "wrapper.html"
-    contents = json.dumps(text).replace("</", "<\\/")
-    code = WRAPPER.replace("WIDTH", str(width)).replace("CONTENTS", contents)
-    wrapper.write_text(code, encoding="utf-8")
-    done = dump_dom(wrapper, tmp_path / "profile", 5000)
+    text = (card / "card.html").read_text(encoding="utf-8")
+    done = dump_in_frame(text, WRAPPER, width, tmp_path, 5000)
     found = re.search(r"<title>done (\d+) (.*?)</title>", done.stdout, re.DOTALL)
     assert found, done.stderr
     assert int(found[1]) > 300 and not found[2].strip()

@@ -2,7 +2,6 @@
 
 import html.parser
 import itertools
-import json
 import re
 import sys
 
@@ -11,7 +10,7 @@ import pytest
 
 from clip_italian.config import ConfigError
 from clip_italian.evaluation import examples, page, page_sections, report, report_tables
-from tests.data_prep.browser import dump_dom
+from tests.data_prep.browser import dump_in_frame
 from tests.evaluation import example_report
 
 HOSTILE = (
@@ -302,12 +301,8 @@ frame.srcdoc = CONTENTS;
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [320, 375, 1200])
 def test_nothing_is_wider_than_the_page(written, tmp_path, width):
-    text = written.replace("<details>", "<details open>").replace('loading="lazy"', "")
-    wrapper = tmp_path / "wrapper.html"
-    contents = json.dumps(text).replace("</", "<\\/")
-    code = WRAPPER.replace("WIDTH", str(width)).replace("CONTENTS", contents)
-    wrapper.write_text(code, encoding="utf-8")
-    done = dump_dom(wrapper, tmp_path / "profile", 8000)
+    text = written.replace('loading="lazy"', "")
+    done = dump_in_frame(text, WRAPPER, width, tmp_path, 8000)
     found = re.search(r"<title>done (\d+) (\d+) (\d+) (.*?)</title>", done.stdout, re.DOTALL)
     assert found, done.stderr
     assert int(found[1]) > 300 and not found[4].strip()
