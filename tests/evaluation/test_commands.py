@@ -1,10 +1,12 @@
 """`clip-italian evaluate` and `compare` with encoders that read colours: no model at all."""
 
+import contextlib
 import io
 import json
 import os
 import re
 import shlex
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from clip_italian.evaluation import report
 from clip_italian.evaluation.commands import Rooms, compare, evaluate, parse
 from clip_italian.evaluation.options import Compare, Evaluate
 from clip_italian.evaluation.protocols import PROTOCOLS
+from tests.data_prep.tiny_marian import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"rosso": (230, 20, 20), "verde": (20, 200, 20), "blu": (20, 20, 230)}
@@ -164,6 +167,22 @@ def test_translate_test_reads_translations(place):
     # English words mean nothing to the model itself: both captions find the same picture.
     assert [one.metrics["text_to_image/R@1"] for one in found] == [1, 0.5]
     assert found[0].model == "translate-test, right"
+
+
+def test_the_translator_is_a_marian_model_with_its_cache(tmp_path, monkeypatch):
+    """On a small checkpoint in the true format; its words mean nothing."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_checkpoint(tmp_path / "marian")
+    english, identity = cli._translator(str(tmp_path / "marian"), "it")
+    texts = ["a cat sleeps", "two dogs run", "a cat sleeps"]
+    found = english(texts)
+    assert found[0] == found[2] and found[0] != texts[0] and "marian" in identity
+    cache = tmp_path / ".cache" / "clip_italian" / "translations.sqlite"
+    with contextlib.closing(sqlite3.connect(cache)) as kept:
+        assert dict(kept.execute("SELECT text, translation FROM translations")) == dict(
+            zip(texts, found, strict=True)
+        )
+    assert english(texts) == found
 
 
 @pytest.mark.parametrize(
