@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+LOGIT_SCALE = 20.0  # the paper's
 FileOnly = tyro.conf.Suppress
 GROUPS = ("vision", "text", "projection", "logit")
 
@@ -23,6 +24,8 @@ class ConfigError(ValueError):
 class ModelConfig:
     """Towers, projections and the similarity scale."""
 
+    init_from: str = ""
+    """Whole model to start from, instead of two towers: exported folder or hub id (id@revision)."""
     vision_tower: str = ""
     """Vision tower: hub id or local folder; empty builds `vision_config` with random weights."""
     text_tower: str = ""
@@ -37,14 +40,18 @@ class ModelConfig:
     """Config file only: Hugging Face configuration of the text tower, with its `model_type`."""
     tokenizer: str = ""
     """Tokenizer: hub id or local folder; empty takes the text tower's own."""
+    image_size: Annotated[int | None, FileOnly] = None
+    """Config file only: height and width of images (pixels); None takes what the tower was made
+    for."""
     projection_dim: int = 512
     """Width of the shared space in which images and captions are compared."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the towers; parameters, embeddings, logits and loss stay float32."""
     dropout: float = 0.0
     """Dropout rate in towers that train (probability); frozen towers never drop."""
-    logit_scale: float = 20.0
-    """Similarity scale at the start (a plain factor, not a log); the paper fixes 20."""
+    logit_scale: float | None = None
+    """Similarity scale at the start (a plain factor, not a log); None takes `init_from`'s, else the
+    paper's, 20."""
     learn_logit_scale: bool = False
     """Learn the similarity scale instead of fixing it."""
     logit_scale_max: Annotated[float, FileOnly] = 100.0
@@ -232,8 +239,12 @@ def resolve(config: Config) -> Config:
             decay_steps=config.train.steps if optim.decay_steps is None else optim.decay_steps,
         )
     data = dataclasses.replace(data, weights=data.weights or (1.0,) * len(data.sources))
+    model = config.model
+    scale = None if model.init_from else LOGIT_SCALE
     model = dataclasses.replace(
-        config.model, tokenizer=config.model.tokenizer or config.model.text_tower
+        model,
+        tokenizer=model.tokenizer or model.init_from or model.text_tower,
+        logit_scale=scale if model.logit_scale is None else model.logit_scale,
     )
     return dataclasses.replace(config, optim=optim, data=data, model=model)
 

@@ -94,7 +94,8 @@ def validate(config: Config) -> None:
     """
     values = dict(leaves(config))
     for name in _POSITIVE:
-        _require(values[name] > 0, name, values[name], "a number above 0")
+        value = values[name]
+        _require(value is None or value > 0, name, value, "a number above 0")
     for name in _NOT_NEGATIVE:
         value = values[name]
         _require(value is None or value >= 0, name, value, "0 or more")
@@ -111,9 +112,9 @@ def validate(config: Config) -> None:
 
 
 _POSITIVE = (
-    "projection_dim", "logit_scale", "logit_scale_max", "max_length", "reader_threads", "prefetch",
-    "steps", "batch_size", "log_every", "save_every", "keep_checkpoints", "eval_every",
-    "eval_batch_size", "learning_rate",
+    "image_size", "projection_dim", "logit_scale", "logit_scale_max", "max_length",
+    "reader_threads", "prefetch", "steps", "batch_size", "log_every", "save_every",
+    "keep_checkpoints", "eval_every", "eval_batch_size", "learning_rate",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "vision_learning_rate", "text_learning_rate", "projection_learning_rate", "warmup_steps",
@@ -129,7 +130,10 @@ def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
 
 def _check_tower(values: dict[str, Any], side: str) -> None:
     tower, shape = values[f"{side}_tower"], values[f"{side}_config"]
-    if not tower and not shape:
+    whole = values["init_from"]
+    allowed = "one or the other: init_from brings both towers"
+    _require(not (whole and tower), f"{side}_tower", tower, allowed)
+    if not (whole or tower or shape):
         raise ConfigError(
             f"{side}_tower is empty and {side}_config is not set: name a hub id or a local folder, "
             f"or start from a config file (--config) that states {side}_config"
@@ -162,7 +166,7 @@ def _check_no_effect(config: Config) -> None:
     if optim.optimizer == "adabelief":
         allowed = "0 with adabelief, which has no weight decay, or optimizer adamw"
         _require(optim.weight_decay == 0, "weight_decay", optim.weight_decay, allowed)
-    if model.learn_logit_scale:
+    if model.learn_logit_scale and model.logit_scale is not None:
         scale, most = model.logit_scale, model.logit_scale_max
         _require(scale <= most, "logit_scale", scale, f"at most logit_scale_max ({most:g})")
     if optim.segments:

@@ -29,6 +29,7 @@ FROM_SCRATCH = Config(
     )
 )
 FILE_ONLY = {
+    "image_size",
     "vision_config", "text_config", "prefetch", "segments", "b1", "b2", "class_names",
     "eval_language",
     "logit_scale_max", "logit_bias",
@@ -149,7 +150,7 @@ def help_text(capsys, monkeypatch) -> str:
 def test_help_has_every_flag_and_no_more(help_text):
     flags = set(re.findall(r"^[│ ] --(\w+)", help_text, flags=re.MULTILINE))
     assert flags == {name for name, _ in leaves(Config())} - FILE_ONLY | {"config", "dry_run"}
-    assert len(flags) <= 52
+    assert len(flags) <= 53
 
 
 def test_help_says_the_sentence_and_the_default_of_a_flag(help_text):
@@ -244,8 +245,9 @@ def test_last_step_that_a_thaw_may_have():
 def test_identity_is_model_data_order_and_optimizer():
     names = set(identity(Config()))
     assert names == {
-        "vision_tower", "text_tower", "vision_revision", "text_revision", "vision_config",
-        "text_config", "tokenizer", "projection_dim", "dtype", "dropout", "logit_scale",
+        "init_from", "vision_tower", "text_tower", "vision_revision", "text_revision",
+        "vision_config", "text_config", "tokenizer", "image_size",
+        "projection_dim", "dtype", "dropout", "logit_scale",
         "learn_logit_scale", "logit_scale_max", "logit_bias", "sources", "weights", "max_length",
         "augment", "flip", "loss", "mask_duplicates", "optimizer", "learning_rate",
         "vision_learning_rate", "text_learning_rate", "projection_learning_rate", "schedule",

@@ -1,6 +1,7 @@
 """Captions → token ids, with the Hugging Face tokenizer of the text tower. No TensorFlow."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -15,8 +16,8 @@ def load_tokenizer(name_or_folder: str, *, revision: str = "") -> Tokenizer:
     """Loads a fast tokenizer from the hub or a local folder.
 
     Args:
-      name_or_folder: hub id, or a folder with `tokenizer_config.json` and `tokenizer.json` or
-        `vocab.txt`.
+      name_or_folder: hub id, hub id@revision, or a folder with `tokenizer_config.json` and
+        `tokenizer.json` or `vocab.txt`.
       revision: hub branch, tag or commit; empty takes the default branch.
 
     Raises:
@@ -24,9 +25,13 @@ def load_tokenizer(name_or_folder: str, *, revision: str = "") -> Tokenizer:
     """
     if not name_or_folder:
         raise ConfigError("tokenizer is empty; name a hub id or a local folder")
+    place = name_or_folder
+    if not Path(place).is_dir():
+        place, _, named = place.partition("@")
+        revision = named or revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            name_or_folder, revision=revision or None, use_fast=True, trust_remote_code=False
+            place, revision=revision or None, use_fast=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

@@ -16,8 +16,11 @@ FIELDS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
     "layer_norm_eps", "image_size", "patch_size", "num_channels", "qkv_bias", "pooler_act",
     "pooler_output_size", "projection_dim", "vocab_size", "type_vocab_size",
-    "max_position_embeddings", "position_embedding_type", "pad_token_id",
-    "image_mean", "image_std",
+    "max_position_embeddings", "position_embedding_type", "pad_token_id", "hidden_dim",
+    "activation", "sinusoidal_pos_embds", "embedding_size", "mlp_ratio", "use_swiglu_ffn",
+    "layerscale_value", "layer_scale_init_value", "use_mean_pooling",
+    "use_absolute_position_embeddings", "use_relative_position_bias",
+    "use_shared_relative_position_bias", "image_mean", "image_std",
 )  # fmt: skip
 
 
@@ -64,6 +67,8 @@ def check_projection(name: str, width: int, projection_dim: int) -> None:
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "openai/clip-vit-base-patch32": {
@@ -98,6 +103,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "image_mean": HALF,
         "image_std": HALF,
     },
+    "facebook/dinov2-base": {
+        "model_type": "dinov2",
+        "image_size": 518,  # trained at; `image_size` of a run chooses another
+        "patch_size": 14,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+    },
     # The checkpoint has 1,000 more rows than its tokenizer's 31,102 (github.com/dbmdz/berts,
     # issue 7).
     "dbmdz/bert-base-italian-xxl-uncased": {"model_type": "bert", "vocab_size": 32102},
@@ -116,4 +128,5 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
     },
+    "distilbert-base-multilingual-cased": {"model_type": "distilbert", "vocab_size": 119547},
 }

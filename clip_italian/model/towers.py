@@ -1,81 +1,35 @@
-"""Towers: the only file that knows transformers' Flax models.
+"""Towers: with `kinds`, the only file that knows transformers' Flax models.
 
 `build` turns a `ModelConfig` into a `Model`: a `HybridClip` over two Flax modules, with its
-initial parameters. `KINDS`, at the foot, says for each `model_type` whose module it is, how it
-is called and how it pools; a further kind is one more row.
+initial parameters. `kinds.KINDS` says for each `model_type` whose module it is.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from transformers import (
-    BertConfig,
-    CLIPConfig,
-    CLIPVisionConfig,
-    RobertaConfig,
-    ViTConfig,
-    XLMRobertaConfig,
-)
 from transformers.modeling_flax_pytorch_utils import convert_pytorch_state_dict_to_flax
-from transformers.models.bert.modeling_flax_bert import FlaxBertModule
-from transformers.models.clip.modeling_flax_clip import FlaxCLIPVisionModule
-from transformers.models.roberta.modeling_flax_roberta import FlaxRobertaModule
-from transformers.models.vit.modeling_flax_vit import FlaxViTModule
-from transformers.models.xlm_roberta.modeling_flax_xlm_roberta import FlaxXLMRobertaModule
 
-from clip_italian.batch import Array, TokenGroup
-from clip_italian.config import ConfigError, ModelConfig
-from clip_italian.model import weights
+from clip_italian.config import LOGIT_SCALE, ConfigError, ModelConfig
+from clip_italian.model import dual_encoder, weights
 from clip_italian.model.architectures import (
     ARCHITECTURES,
-    CLIP_MEAN,
-    CLIP_STD,
-    HALF,
     check_agreement,
     check_projection,
     pixel_constants,
 )
+from clip_italian.model.dual_encoder import DualEncoder
 from clip_italian.model.hybrid_clip import HybridClip
+from clip_italian.model.kinds import KINDS, Kind
 from clip_italian.model.model import Model
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """One row of `KINDS`: what is special about a `model_type`.
-
-    Attributes:
-      side: which tower it can be.
-      module: Flax module class, taking `config` and `dtype`.
-      config: configuration dict → configuration object of this tower.
-      pool: the module's outputs → [n, width].
-      prefixes: names under which larger checkpoints hold the tower.
-      dropout: fields of the configuration that hold dropout rates.
-      may_lack: first parts of weights that a checkpoint may lack (they start random).
-      inputs: text: configuration and token group → the module's keyword arguments.
-      offset: text: configuration → rows of the position table before the first position.
-      image_mean: vision: what the kind's processor takes by default.
-      image_std: vision: likewise.
-    """
-
-    side: Literal["vision", "text"]
-    module: type[nn.Module]
-    config: Callable[[dict[str, Any]], Any]
-    pool: Callable[[Any], Array]
-    prefixes: tuple[str, ...] = ()
-    dropout: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    may_lack: tuple[str, ...] = ("pooler",)
-    inputs: Callable[[Any, TokenGroup], dict[str, Array]] | None = None
-    offset: Callable[[Any], int] = lambda config: 0
-    image_mean: tuple[float, ...] = HALF
-    image_std: tuple[float, ...] = HALF
+from clip_italian.model.positions import resize_positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +42,7 @@ class Tower:
       name: local folder or hub id of its weights; empty for random weights.
       revision: on the hub; empty takes the default branch.
       keeps_projection: its weights hold a visual projection, `config.projection_dim` wide.
+      stored_size: vision: the image size that its weights are for, in pixels.
     """
 
     kind: Kind
@@ -95,6 +50,7 @@ class Tower:
     name: str
     revision: str
     keeps_projection: bool
+    stored_size: int = 0
 
     @property
     def field(self) -> str:
@@ -114,7 +70,14 @@ def build(config: ModelConfig, *, loss: str) -> Model:
     Raises:
       ConfigError: names the field, its value and what is allowed.
     """
-    vision, text, dim = _tower("vision", config), _tower("text", config), config.projection_dim
+    whole = dual_encoder.describe(config.init_from) if config.init_from else None
+    vision, text = _tower("vision", config, whole), _tower("text", config, whole)
+    dim = config.projection_dim
+    if whole is not None and whole.projection_dim != dim:
+        raise ConfigError(
+            f"projection_dim = {dim} is not allowed; give {whole.projection_dim}, the width of "
+            f"init_from = {whole.name!r}"
+        )
     if vision.keeps_projection:
         check_projection(vision.name, vision.config.projection_dim, dim)
     for tower in (vision, text):
@@ -133,22 +96,31 @@ def build(config: ModelConfig, *, loss: str) -> Model:
         image_mean=vision.config.image_mean,
         image_std=vision.config.image_std,
         max_positions=text.config.max_position_embeddings - text.kind.offset(text.config),
-        initial_logit_scale=config.logit_scale,
+        initial_logit_scale=LOGIT_SCALE if config.logit_scale is None else config.logit_scale,
         initial_logit_bias=config.logit_bias if loss == "sigmoid" else None,
     )
 
     def load(shapes: Mapping[str, Any]) -> weights.Arrays:
-        return _load(vision, shapes, dim) | _load(text, shapes, dim)
+        if whole is None:
+            return _load(vision, shapes, dim) | _load(text, shapes, dim)
+        loaded = _load_whole(whole, (vision, text), shapes)
+        if config.logit_scale is not None:  # a scale of the run's own
+            del loaded["logit_scale"]
+        return loaded
 
     return Model(module, vision.config, text.config, load)
 
 
-def _tower(side: Literal["vision", "text"], config: ModelConfig) -> Tower:
+def _tower(
+    side: Literal["vision", "text"], config: ModelConfig, whole: DualEncoder | None
+) -> Tower:
     name, revision, stated = (
         getattr(config, f"{side}_{part}") for part in ("tower", "revision", "config")
     )
     known = ARCHITECTURES.get(name) or stated
-    if known is None or (name and Path(name).is_dir()):
+    if whole is not None:
+        raw, processor = getattr(whole, side), whole.processor
+    elif known is None or (name and Path(name).is_dir()):
         raw, processor = weights.read_description(name, revision, side)
     else:
         raw, processor = known, {}
@@ -156,11 +128,27 @@ def _tower(side: Literal["vision", "text"], config: ModelConfig) -> Tower:
     if stated is not None:
         _check_fields(stated, f"{side}_config")
         described = _parse(stated, {}, side)[1]
-        check_agreement(described, own, field=f"{side}_config", name=name)
+        named = name if whole is None else whole.name
+        check_agreement(described, own, field=f"{side}_config", name=named)
+    stored = _set_image_size(kind, own, config.image_size) if side == "vision" else 0
     full = raw["model_type"] == "clip" or any(
         architecture.endswith("WithProjection") for architecture in raw.get("architectures") or ()
     )
-    return Tower(kind, own, name, revision, keeps_projection=bool(name) and full)
+    return Tower(kind, own, name, revision, bool(name) and full, stored)
+
+
+def _set_image_size(kind: Kind, config: Any, image_size: int | None) -> int:
+    """Puts another image size into a configuration; returns the one that was there."""
+    stored = config.image_size
+    if image_size is None or image_size == stored:
+        return stored
+    allowed = f"a multiple of its patch_size ({config.patch_size})"
+    if not kind.positions or getattr(config, "use_relative_position_bias", False):
+        allowed = f"{stored}: the positions of a {config.model_type} cannot be resized"
+    elif image_size % config.patch_size == 0:
+        config.image_size = image_size
+        return stored
+    raise ConfigError(f"image_size = {image_size} is not allowed; give {allowed}")
 
 
 def _check_fields(stated: dict[str, Any], field: str) -> None:
@@ -196,9 +184,11 @@ def _load(tower: Tower, shapes: Mapping[str, Any], projection_dim: int) -> weigh
         raw, processor = weights.read_description(tower.name, tower.revision, tower.kind.side)
         raw.setdefault("model_type", tower.config.model_type)  # old checkpoints name none
         real = _parse(raw, processor, tower.kind.side)[1]
+        if tower.stored_size and real.image_size == tower.stored_size:
+            real.image_size = tower.config.image_size  # what the run has made of it
         check_agreement(tower.config, real, field=tower.field, name=tower.name)
     own = f"{tower.kind.side}_model."
-    wanted = {key.removeprefix(own): shapes[key] for key in shapes if key.startswith(own)}
+    wanted = _inside(shapes, own)
     heads = {key.partition(".")[0] for key in wanted} | {"visual_projection"}
     arrays = weights.read_arrays(tower.name, **place)
     arrays = weights.select(arrays, tower.kind.prefixes, heads, tower.name)
@@ -214,10 +204,53 @@ def _load(tower: Tower, shapes: Mapping[str, Any], projection_dim: int) -> weigh
     return loaded
 
 
+def _load_whole(
+    whole: DualEncoder, towers: tuple[Tower, ...], shapes: Mapping[str, Any]
+) -> weights.Arrays:
+    """All parameters of a whole model by their full names."""
+    arrays = dual_encoder.arrays_of(whole)
+    numbers = {"logit_scale", "logit_bias"} & set(shapes) & set(arrays)
+    loaded = {name: arrays[name] for name in numbers}
+    for tower in towers:
+        own = f"{tower.kind.side}_model."
+        wanted = _inside(shapes, own)
+        part = _flax_names(_inside(arrays, own), wanted, tower)
+        matched = weights.match(part, wanted, (), name=whole.name, field=dual_encoder.FIELD)
+        loaded |= {own + key: value for key, value in matched.items()}
+    for side in ("visual", "text"):
+        own = f"{side}_projection."
+        part = _inside(arrays, own)
+        part = {"kernel": part["weight"].T} if "weight" in part else part
+        wanted = _inside(shapes, own)
+        matched = weights.match(part, wanted, (), name=whole.name, field=dual_encoder.FIELD)
+        loaded |= {own + key: value for key, value in matched.items()}
+    return loaded
+
+
+def _inside(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
+
+
 def _flax_names(arrays: weights.Arrays, wanted: Mapping[str, Any], tower: Tower) -> weights.Arrays:
+    """A tower's arrays with Flax's names and layouts, positions as many as the tower wants."""
+    if any(key.endswith(".weight") for key in arrays):
+        arrays = _from_pytorch(arrays, wanted, tower)
+    table = arrays.get(tower.kind.positions)
+    if table is not None and tower.stored_size != tower.config.image_size:
+        patches = tower.config.image_size // tower.config.patch_size
+        arrays = {**arrays, tower.kind.positions: resize_positions(table, patches)}
+    return arrays
+
+
+def _from_pytorch(
+    arrays: weights.Arrays, wanted: Mapping[str, Any], tower: Tower
+) -> weights.Arrays:
     """PyTorch's names and layouts → Flax's, by transformers' own conversion."""
-    if not any(key.endswith(".weight") for key in arrays):
-        return arrays
+    if tower.kind.positions in wanted:  # the conversion refuses any other shape than it is told
+        *most, _, width = wanted[tower.kind.positions].shape
+        rows = (tower.stored_size // tower.config.patch_size) ** 2 + 1
+        stored = jax.ShapeDtypeStruct((*most, rows, width), np.float32)
+        wanted = {**wanted, tower.kind.positions: stored}
     target = SimpleNamespace(base_model_prefix="", params=unflatten_dict(wanted, sep="."))
     try:
         tree = convert_pytorch_state_dict_to_flax(arrays, target)
@@ -225,57 +258,3 @@ def _flax_names(arrays: weights.Arrays, wanted: Mapping[str, Any], tower: Tower)
         raise ConfigError(f"{tower.field} = {tower.name!r}: {error}") from error
     flat: dict[str, Any] = flatten_dict(tree, sep=".")
     return {key: np.asarray(value) for key, value in flat.items()}
-
-
-def _clip_vision_config(raw: dict[str, Any]) -> CLIPVisionConfig:
-    """The vision half of a full CLIP, with the projection width of the whole."""
-    config = CLIPConfig.from_dict(raw)
-    config.vision_config.projection_dim = config.projection_dim
-    return config.vision_config
-
-
-def _pooler_output(outputs: Any) -> Array:
-    return outputs.pooler_output
-
-
-def _bert_inputs(config: Any, tokens: TokenGroup) -> dict[str, Array]:
-    del config
-    ids = tokens.input_ids
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[None], ids.shape)
-    return {**tokens._asdict(), "position_ids": positions, "token_type_ids": jnp.zeros_like(ids)}
-
-
-def _roberta_inputs(config: Any, tokens: TokenGroup) -> dict[str, Array]:
-    """RoBERTa counts real tokens from `pad_token_id` + 1; padding stays at `pad_token_id`."""
-    mask = tokens.attention_mask
-    positions = jnp.cumsum(mask, axis=1) * mask + jnp.int32(config.pad_token_id)
-    types = jnp.zeros_like(tokens.input_ids)
-    return {**tokens._asdict(), "position_ids": positions, "token_type_ids": types}
-
-
-_CLIP = {
-    "side": "vision",
-    "module": FlaxCLIPVisionModule,
-    "pool": _pooler_output,
-    "dropout": ("attention_dropout",),
-    "may_lack": (),
-    "image_mean": CLIP_MEAN,
-    "image_std": CLIP_STD,
-}
-_ROBERTA = {
-    "side": "text",
-    "pool": _pooler_output,
-    "prefixes": ("roberta",),
-    "inputs": _roberta_inputs,
-    "offset": lambda config: config.pad_token_id + 1,
-}
-KINDS: dict[str, Kind] = {
-    "vit": Kind("vision", FlaxViTModule, ViTConfig.from_dict, _pooler_output, ("vit",)),
-    "clip_vision_model": Kind(config=CLIPVisionConfig.from_dict, **_CLIP),
-    "clip": Kind(config=_clip_vision_config, **_CLIP),
-    "bert": Kind(
-        "text", FlaxBertModule, BertConfig.from_dict, _pooler_output, ("bert",), inputs=_bert_inputs
-    ),
-    "roberta": Kind(module=FlaxRobertaModule, config=RobertaConfig.from_dict, **_ROBERTA),
-    "xlm-roberta": Kind(module=FlaxXLMRobertaModule, config=XLMRobertaConfig.from_dict, **_ROBERTA),
-}

@@ -7,7 +7,7 @@ Arrays are kept in a flat dict, their names joined with dots as PyTorch does:
 import json
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from safetensors import safe_open
 
 from clip_italian.config import ConfigError
+from clip_italian.model import open_clip_layout
 
 _log = logging.getLogger(__name__)
 
@@ -57,22 +58,40 @@ def find_file(name: str, filename: str, *, revision: str, field: str) -> Path | 
 def read_description(name: str, revision: str, side: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """config.json of a tower ("vision" or "text") and, for images, preprocessor_config.json.
 
-    The latter is empty where there is none. Raises `ConfigError` without a config.json.
+    The latter is empty where there is none. A vision tower may be of open_clip: its
+    open_clip_config.json is translated. Raises `ConfigError` without either.
     """
-
-    def read(filename: str) -> dict[str, Any] | None:
-        path = find_file(name, filename, revision=revision, field=f"{side}_tower")
-        return None if path is None else json.loads(path.read_text(encoding="utf-8"))
-
-    config = read("config.json")
+    place = {"revision": revision, "field": f"{side}_tower"}
+    open_clip = _read_open_clip(name, **place)
+    if open_clip is not None:
+        return open_clip_layout.describe(open_clip), {}
+    config = _read_json(name, "config.json", **place)
     if config is None:
         raise ConfigError(f"{side}_tower = {name!r} holds no config.json")
     if side == "text":
         return config, {}
-    processor = read("preprocessor_config.json")
+    processor = _read_json(name, "preprocessor_config.json", **place)
     if processor is None:
         _log.warning("%s has no preprocessor_config.json: its kind's mean and std are taken", name)
     return config, processor or {}
+
+
+def _read_json(name: str, filename: str, *, revision: str, field: str) -> dict[str, Any] | None:
+    path = find_file(name, filename, revision=revision, field=field)
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_open_clip(name: str, *, revision: str, field: str) -> dict[str, Any] | None:
+    """open_clip_config.json of a vision tower that has no config.json of transformers'.
+
+    timm's repositories hold a config.json, too, but of timm: it names no model_type.
+    """
+    if field != "vision_tower":
+        return None
+    config = _read_json(name, "config.json", revision=revision, field=field)
+    if config is not None and "model_type" in config:
+        return None
+    return _read_json(name, "open_clip_config.json", revision=revision, field=field)
 
 
 def read_arrays(name: str, *, revision: str, field: str) -> Arrays:
@@ -83,8 +102,18 @@ def read_arrays(name: str, *, revision: str, field: str) -> Arrays:
     Raises:
       ConfigError: none of them is there, or torch is wanted and missing.
     """
+    if _read_open_clip(name, revision=revision, field=field) is not None:
+        arrays = _first(name, _OPEN_CLIP_READERS, revision, field)
+        return open_clip_layout.vision_arrays(arrays)
+    return _first(name, _READERS, revision, field)
+
+
+def _first(
+    name: str, readers: Mapping[str, Callable[[Path, str], Arrays]], revision: str, field: str
+) -> Arrays:
+    """The arrays of the first file that is there."""
     unreachable: ConfigError | None = None
-    for filename, reader in _READERS.items():
+    for filename, reader in readers.items():
         try:
             path = find_file(name, filename, revision=revision, field=field)
         except ConfigError as error:  # offline: another of the files may be in the cache
@@ -93,7 +122,7 @@ def read_arrays(name: str, *, revision: str, field: str) -> Arrays:
         if path is not None:
             return {key: _float32(value) for key, value in reader(path, field).items()}
     raise unreachable or ConfigError(
-        f"{field} = {name!r} holds no weights; looked for {', '.join(_READERS)} "
+        f"{field} = {name!r} holds no weights; looked for {', '.join(readers)} "
         "(checkpoints in several files are not read: save the model as one file)"
     )
 
@@ -196,4 +225,8 @@ _READERS = {
     "model.safetensors": _read_safetensors,
     "flax_model.msgpack": _read_msgpack,
     "pytorch_model.bin": _read_torch,
+}
+_OPEN_CLIP_READERS = {
+    "open_clip_model.safetensors": _read_safetensors,
+    "open_clip_pytorch_model.bin": _read_torch,
 }

@@ -52,6 +52,9 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], where: 
 
 
 def _changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    # A field that did not exist then has its default now.
+    defaults = _as_json(dict(leaves(Config())))
+    saved = {**{name: defaults.get(name) for name in current}, **saved}
     return "; ".join(
         f"{name} was {saved.get(name)!r}, is {current.get(name)!r}"
         for name in sorted({*saved, *current})

@@ -36,7 +36,7 @@ GROUP_RULES = (
 DECAY_RULES = (
     (r".*/(kernel|embedding)", True),
     (r"(.*/)?(bias|scale|logit_scale|logit_bias|[a-z]+_token|class_embedding)", False),
-    (r".*/position_embeddings", False),
+    (r".*/(position_embeddings|relative_position_bias_table|lambda_?[12])", False),
 )
 
 

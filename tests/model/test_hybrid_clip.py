@@ -6,6 +6,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from transformers import (
     AutoConfig,
+    FlaxDistilBertModel,
+    FlaxElectraModel,
     FlaxVisionTextDualEncoderModel,
     VisionTextDualEncoderConfig,
 )
@@ -14,7 +16,17 @@ from transformers.models.roberta.modeling_flax_roberta import create_position_id
 from clip_italian.batch import TokenGroup
 from clip_italian.config import ConfigError
 from tests.model.checkpoints import UNOPTIMISED, pixels, random_like, run, tiny_model, tokens
-from tests.tiny import TINY_BERT, TINY_CLIP, TINY_ROBERTA, TINY_VIT, TINY_XLM_ROBERTA
+from tests.tiny import (
+    TINY_BEIT,
+    TINY_BERT,
+    TINY_CLIP,
+    TINY_DINOV2,
+    TINY_DISTILBERT,
+    TINY_ELECTRA,
+    TINY_ROBERTA,
+    TINY_VIT,
+    TINY_XLM_ROBERTA,
+)
 
 
 def shape_and_dtype(array):
@@ -37,6 +49,19 @@ def reference(monkeypatch, vision_config, text_config, params):
         pytest.param(TINY_CLIP, TINY_BERT, id="clip-bert"),
         pytest.param(TINY_VIT, TINY_ROBERTA, id="vit-roberta"),
         pytest.param(TINY_CLIP, TINY_XLM_ROBERTA, id="clip-xlm-roberta"),
+        pytest.param(TINY_DINOV2, TINY_BERT, id="dinov2-bert"),
+        pytest.param(TINY_BEIT, TINY_BERT, id="beit-bert"),
+        pytest.param(
+            {
+                **TINY_BEIT,
+                "use_mean_pooling": False,
+                "use_relative_position_bias": False,
+                "use_shared_relative_position_bias": True,
+                "use_absolute_position_embeddings": True,
+            },
+            TINY_BERT,
+            id="beit-cls-bert",
+        ),
     ],
 )
 def test_equals_transformers(vision, text, record_property, monkeypatch):
@@ -69,16 +94,45 @@ def test_equals_transformers(vision, text, record_property, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("vision", "method", "inputs"),
+    ("text", "wrapper"),
     [
-        pytest.param(TINY_VIT, "encode_image", pixels(4), id="vit"),
-        pytest.param(TINY_CLIP, "encode_image", pixels(4), id="clip"),
-        pytest.param(TINY_VIT, "encode_text", (tokens(4),), id="bert"),
+        pytest.param(TINY_DISTILBERT, FlaxDistilBertModel, id="distilbert"),
+        pytest.param(TINY_ELECTRA, FlaxElectraModel, id="electra"),
     ],
 )
-def test_bfloat16_compute(vision, method, inputs):
-    exact = tiny_model(vision_config=vision)
-    rough = tiny_model(vision_config=vision, dtype="bfloat16")
+def test_text_towers_without_a_pooler(text, wrapper, monkeypatch):
+    """VisionTextDualEncoder does not take these: held against the tower's own class."""
+    model = tiny_model(text_config=text)
+    params, captions = random_like(model.shapes()), tokens(6)
+    inputs: dict = captions._asdict()
+    if text is TINY_ELECTRA:  # its Flax wrapper alone takes ones where none are given
+        inputs["token_type_ids"] = np.zeros_like(captions.input_ids)
+    monkeypatch.setattr(wrapper, "init_weights", lambda *_, **__: params["text_model"])
+    theirs = wrapper(AutoConfig.for_model(**text))
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        hidden = theirs(**inputs, params=params["text_model"]).last_hidden_state
+    projected = np.asarray(hidden)[:, 0] @ params["text_projection"]["kernel"]
+    expected = projected / np.linalg.norm(projected, axis=1, keepdims=True)
+    ours = run(model, params, (captions,), method="encode_text")
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+    assert np.ptp(ours, axis=0).min() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("fields", "method", "inputs"),
+    [
+        pytest.param({"vision_config": TINY_VIT}, "encode_image", pixels(4), id="vit"),
+        pytest.param({"vision_config": TINY_CLIP}, "encode_image", pixels(4), id="clip"),
+        pytest.param({"vision_config": TINY_DINOV2}, "encode_image", pixels(4), id="dinov2"),
+        pytest.param({"vision_config": TINY_BEIT}, "encode_image", pixels(4), id="beit"),
+        pytest.param({"text_config": TINY_BERT}, "encode_text", (tokens(4),), id="bert"),
+        pytest.param({"text_config": TINY_DISTILBERT}, "encode_text", (tokens(4),), id="distil"),
+        pytest.param({"text_config": TINY_ELECTRA}, "encode_text", (tokens(4),), id="electra"),
+    ],
+)
+def test_bfloat16_compute(fields, method, inputs):
+    exact = tiny_model(**fields)
+    rough = tiny_model(**fields, dtype="bfloat16")
     params = random_like(exact.shapes())
     shapes = jax.tree.map(shape_and_dtype, rough.shapes())
     assert shapes == jax.tree.map(shape_and_dtype, params)  # parameters stay float32
@@ -209,8 +263,16 @@ def test_scale_is_a_log_and_bias_belongs_to_the_sigmoid_loss():
     assert outputs.logit_bias.shape == () and outputs.logit_bias == -10
 
 
-def test_dropout_of_each_tower():
-    model = tiny_model(dropout=0.5)
+@pytest.mark.parametrize(
+    ("vision", "text"),
+    [
+        pytest.param(TINY_VIT, TINY_BERT, id="vit-bert"),
+        pytest.param(TINY_DINOV2, TINY_DISTILBERT, id="dinov2-distilbert"),
+        pytest.param(TINY_BEIT, TINY_ELECTRA, id="beit-electra"),
+    ],
+)
+def test_dropout_of_each_tower(vision, text):
+    model = tiny_model(vision_config=vision, text_config=text, dropout=0.5)
     params, batch = random_like(model.shapes()), (pixels(2), (tokens(2),))
     rngs = {"dropout": jax.random.key(0)}
     fixed = run(model, params, *batch, rngs=rngs)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from tests.model.checkpoints import (
     pixels,
@@ -12,7 +13,16 @@ from tests.model.checkpoints import (
     tokens,
     write_folder,
 )
-from tests.tiny import TINY_BERT, TINY_CLIP, TINY_ROBERTA, TINY_VIT
+from tests.tiny import (
+    TINY_BEIT,
+    TINY_BERT,
+    TINY_CLIP,
+    TINY_DINOV2,
+    TINY_DISTILBERT,
+    TINY_ELECTRA,
+    TINY_ROBERTA,
+    TINY_VIT,
+)
 
 pytestmark = pytest.mark.torch
 
@@ -20,6 +30,8 @@ PAIRS = [
     pytest.param(TINY_VIT, TINY_BERT, id="vit-bert"),
     pytest.param(TINY_CLIP, TINY_BERT, id="clip-bert"),
     pytest.param(TINY_VIT, TINY_ROBERTA, id="vit-roberta"),
+    pytest.param(TINY_DINOV2, TINY_BERT, id="dinov2-bert"),
+    pytest.param(TINY_BEIT, TINY_BERT, id="beit-bert"),
 ]
 
 
@@ -57,6 +69,54 @@ def test_equals_pytorch(vision, text):
         )
     ]
     print("largest differences (image, text):", differences)
+
+
+@pytest.mark.parametrize("text", [TINY_DISTILBERT, TINY_ELECTRA], ids=["distilbert", "electra"])
+def test_text_towers_without_a_pooler(text):
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    theirs = AutoModel.from_config(AutoConfig.for_model(**text)).eval()
+    model = tiny_model(text_config=text)
+    params, captions = random_like(model.shapes()), tokens(6)
+    state = pytorch_names(params["text_model"])
+    state = {name: torch.tensor(value) for name, value in state.items()}
+    missing = theirs.load_state_dict(state, strict=False)
+    assert not missing.unexpected_keys
+    assert all("position_ids" in key or "token_type_ids" in key for key in missing.missing_keys)
+    with torch.no_grad():
+        hidden = theirs(
+            input_ids=torch.tensor(captions.input_ids, dtype=torch.long),
+            attention_mask=torch.tensor(captions.attention_mask, dtype=torch.long),
+        ).last_hidden_state
+    projected = hidden[:, 0].numpy() @ params["text_projection"]["kernel"]
+    expected = projected / np.linalg.norm(projected, axis=1, keepdims=True)
+    ours = run(model, params, (captions,), method="encode_text")
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "vision", [TINY_VIT, TINY_CLIP, TINY_DINOV2], ids=lambda v: v["model_type"]
+)
+def test_a_tower_saved_by_pytorch_at_another_image_size(vision, tmp_path):
+    """Its position table is resized as PyTorch resizes pictures, antialiased."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    theirs = AutoModel.from_config(AutoConfig.for_model(**{**vision, "image_size": 64}))
+    own = theirs.state_dict()
+    name = next(key for key in own if "position_embedding" in key and key.endswith(("s", "weight")))
+    own[name].normal_()
+    table = own[name].reshape(17, 32)
+    theirs.save_pretrained(tmp_path / "tower")
+    (tmp_path / "tower" / "preprocessor_config.json").write_text("{}")
+    grid = table[1:].reshape(1, 4, 4, 32).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, (2, 2), mode="bicubic", antialias=True)
+    expected = torch.cat([table[:1], grid.permute(0, 2, 3, 1).reshape(4, 32)])
+    model = tiny_model(vision_tower=str(tmp_path / "tower"), vision_config=None, image_size=32)
+    params = flatten_dict(model.init(0)["vision_model"], sep=".")
+    found = next(value for key, value in params.items() if "position_embedding" in key)
+    np.testing.assert_allclose(found.reshape(5, 32), expected.numpy(), atol=1e-5)
 
 
 def test_bin_is_read_with_torch(tmp_path):
