@@ -18,6 +18,7 @@ commands:
   train     records → model; the same as python run_hybrid_clip.py (clip-italian train --help)
   evaluate  models on retrieval, zero-shot and other sets → a report (clip-italian evaluate --help)
   compare   reports of two models, or of several seeds (clip-italian compare --help)
+  export    a model → a folder that others can load, and the hub (clip-italian export --help)
 """
 
 
@@ -81,19 +82,9 @@ def evaluate(words: Sequence[str]) -> int:
     def open_run(path: str, tokenizer: str, batch_size: int) -> Any:
         from clip_italian.hub import load
 
-        return load.RunEncoder(load.load_run(path, tokenizer=tokenizer), batch_size=batch_size)
+        return load.RunEncoder(load.load_model(path, tokenizer=tokenizer), batch_size=batch_size)
 
-    def open_records(data_dir: str, source: str, split: str) -> Any:
-        from clip_italian.data import collections
-
-        return collections.open_records(data_dir, source, split)
-
-    def open_tfds(name: str, split: str) -> Any:
-        from clip_italian.data import collections
-
-        return collections.open_tfds(name, split)
-
-    rooms = commands.Rooms(open_run, open_records, open_tfds, _translator)
+    rooms = commands.Rooms(open_run, _open_records, _open_tfds, _translator)
     try:
         print(commands.evaluate(words, rooms))
     except ModuleNotFoundError as error:
@@ -105,6 +96,18 @@ def evaluate(words: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _open_records(data_dir: str, source: str, split: str) -> Any:
+    from clip_italian.data import collections
+
+    return collections.open_records(data_dir, source, split)
+
+
+def _open_tfds(name: str, split: str) -> Any:
+    from clip_italian.data import collections
+
+    return collections.open_tfds(name, split)
 
 
 def _translator(model: str, language: str) -> tuple[Callable[[Sequence[str]], list[str]], str]:
@@ -129,11 +132,30 @@ def compare(words: Sequence[str]) -> int:
     return 0
 
 
+def export(words: Sequence[str]) -> int:
+    """`clip-italian export ...`."""
+    from clip_italian.evaluation import sets
+    from clip_italian.hub import commands
+
+    def open_set(name: str, eval_dir: str, data_dir: str, language: str) -> Any:
+        return sets.open_set(
+            name,
+            eval_dir=eval_dir,
+            language=language,
+            open_records=lambda source, split: _open_records(data_dir, source, split),
+            open_tfds=_open_tfds,
+        )
+
+    print(commands.run(words, open_set))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "prepare": prepare,
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "export": export,
 }
 
 if __name__ == "__main__":

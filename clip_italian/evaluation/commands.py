@@ -133,11 +133,9 @@ def _check(flags: Evaluate) -> None:
     ):
         if value and not used:
             raise ConfigError(f"{name} = {value!r} would be ignored; leave it out")
-    needed = {"jinja2": True, "sklearn": bool(flags.probe_train)}
-    missing = [name for name, used in needed.items() if used and not importlib.util.find_spec(name)]
-    if missing:
+    if flags.probe_train and not importlib.util.find_spec("sklearn"):
         raise ConfigError(
-            f"evaluating needs {missing}: install the extra: pip install 'clip-italian[eval]'"
+            "probe_train needs scikit-learn: install the extra: pip install 'clip-italian[eval]'"
         )
 
 

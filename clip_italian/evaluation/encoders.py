@@ -95,9 +95,10 @@ def open_encoder(
     """The encoder that a word of the command line names.
 
     Args:
-      spec: a run of ours (see `split_run`), a baseline, or `translate:` before one of them.
-      open_run: run → encoder.
-      open_baseline: any other spec → encoder; refuses what it does not know.
+      spec: a run of ours (see `split_run`), a folder or hub id of a dual encoder, a baseline, or
+        `translate:` before one of them.
+      open_run: run, folder or hub id → encoder.
+      open_baseline: `mclip`, or what begins with a library's name and a colon → encoder.
       translate: the two last arguments of `TranslateTest`.
 
     Raises:
@@ -110,7 +111,8 @@ def open_encoder(
             spec.removeprefix(TRANSLATED), open_run=open_run, open_baseline=open_baseline
         )
         return TranslateTest(inner, *translate)
-    return open_run(spec) if _is_run(spec) else open_baseline(spec)
+    other = spec == "mclip" or (":" in spec and not Path(spec).exists())
+    return open_baseline(spec) if other and not is_run(spec) else open_run(spec)
 
 
 def split_run(spec: str) -> tuple[str, str]:
@@ -127,7 +129,8 @@ def split_run(spec: str) -> tuple[str, str]:
     return spec, ""
 
 
-def _is_run(spec: str) -> bool:
+def is_run(spec: str) -> bool:
+    """Whether a spec names a run folder."""
     folder = Path(split_run(spec)[0])
     return (folder / "config.py").is_file() or (folder / "checkpoints").is_dir()
 

@@ -9,10 +9,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jinja2
 import numpy as np
 from etils import epath
 
-from clip_italian.config import ConfigError
 from clip_italian.evaluation import page_plots, page_sections, report_tables
 from clip_italian.evaluation.examples import BestAndWorst, Example
 from clip_italian.evaluation.gallery import Thumbnails, fetch_pictures, picture_uri
@@ -53,9 +53,6 @@ def write_page(
       items: for each result its arrays, as `report.write` takes them; where they are empty, the
         page does not say how often only one of two models was right.
       examples: queries to show, for each set.
-
-    Raises:
-      ConfigError: jinja2 is not installed.
     """
     template = _environment().get_template("report.html.j2")
     html = template.render(_values(report, items, examples))
@@ -154,12 +151,6 @@ def _exhibit(one: Exhibit) -> dict[str, Any]:
 
 
 def _environment() -> Any:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ConfigError(
-            "the report's page needs jinja2: pip install 'clip-italian[eval]'"
-        ) from error
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clip_italian.evaluation"),
         autoescape=True,

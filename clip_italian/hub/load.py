@@ -1,4 +1,4 @@
-"""A run folder → its model with trained parameters, and that as an encoder on all devices."""
+"""A run, an exported folder or a hub id → a model with its parameters, and that as an encoder."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,11 +13,25 @@ from flax.traverse_util import flatten_dict
 
 from clip_italian import flags
 from clip_italian.collection import Collection, ReadImages
-from clip_italian.config import Config, ConfigError, ModelConfig
+from clip_italian.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    resolve,
+)
 from clip_italian.data.evaluation_set import EvaluationSet
 from clip_italian.data.tokens import Tokenizer, check_vocabulary, load_tokenizer
 from clip_italian.evaluation import encode
-from clip_italian.evaluation.encoders import config_facts, digest, split_run, tokenizer_facts
+from clip_italian.evaluation.encoders import (
+    config_facts,
+    digest,
+    is_run,
+    split_run,
+    tokenizer_facts,
+)
+from clip_italian.model import dual_encoder
 from clip_italian.model.model import Model
 from clip_italian.model.towers import build
 from clip_italian.training.checkpoint import FORMAT_VERSION, describe
@@ -29,16 +43,16 @@ _MEANING = (*(field.name for field in dataclasses.fields(ModelConfig)), "loss", 
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadedRun:
-    """One checkpoint of a run.
+class LoadedModel:
+    """One checkpoint of a run, or a whole model as `clip-italian export` and transformers save it.
 
     Attributes:
-      name: the run folder's name and the step, e.g. "sample@900".
-      config: of the run.
+      name: the run folder's name and the step, e.g. "sample@900"; or folder or hub id.
+      config: of the run; of another model what its files say, and else defaults.
       model: its towers.
       params: parameter tree, numpy.
       tokenizer: of the text tower.
-      step: optimizer steps that the parameters have seen.
+      step: optimizer steps that the parameters have seen; None when that is not known.
     """
 
     name: str
@@ -46,10 +60,45 @@ class LoadedRun:
     model: Model
     params: dict[str, Any]
     tokenizer: Tokenizer
-    step: int
+    step: int | None
 
 
-def load_run(path: str, *, tokenizer: str = "") -> LoadedRun:
+def load_model(spec: str, *, tokenizer: str = "") -> LoadedModel:
+    """Loads a run (see `load_run`), or an exported folder or hub id (see `load_pretrained`).
+
+    Raises:
+      ConfigError: it is neither, something is missing, or it does not belong together.
+    """
+    if is_run(spec):
+        return load_run(spec, tokenizer=tokenizer)
+    return load_pretrained(spec, tokenizer=tokenizer)
+
+
+def load_pretrained(name: str, *, tokenizer: str = "") -> LoadedModel:
+    """Loads a VisionTextDualEncoder, or a HybridCLIP of 2021, with its tokenizer.
+
+    Args:
+      name: local folder, hub id, or hub id@revision.
+      tokenizer: hub id or folder to take in place of the model's own.
+
+    Raises:
+      ConfigError: it cannot be reached, is no such model, or lacks weights.
+    """
+    whole = dual_encoder.describe(name, field="model (no run folder either)")
+    described = ModelConfig(
+        init_from=name, projection_dim=whole.projection_dim, tokenizer=tokenizer or name
+    )
+    loss = "infonce" if whole.logit_bias is None else "sigmoid"
+    model = build(described, loss=loss)
+    words = load_tokenizer(described.tokenizer)
+    check_vocabulary(words, model.vocab_size)
+    length = min(words.model_max_length, model.max_positions)
+    config = Config(described, DataConfig(max_length=length), LossConfig(loss=loss))
+    title = Path(name).resolve().name if Path(name).is_dir() else name
+    return LoadedModel(title, resolve(config), model, model.init(0), words, None)
+
+
+def load_run(path: str, *, tokenizer: str = "") -> LoadedModel:
     """Loads a checkpoint of a run, without its optimizer state.
 
     The run's `config.py` is Python and is executed: load a run only if you trust who made it.
@@ -69,7 +118,7 @@ def load_run(path: str, *, tokenizer: str = "") -> LoadedRun:
     words = load_tokenizer(tokenizer) if tokenizer else _own_tokenizer(config.model, folder)
     check_vocabulary(words, model.vocab_size)
     name = f"{Path(folder).resolve().name}@{step}"
-    return LoadedRun(name, config, model, params, words, step)
+    return LoadedModel(name, config, model, params, words, step)
 
 
 def _own_tokenizer(model: ModelConfig, folder: str) -> Tokenizer:
@@ -141,13 +190,13 @@ def _check(saved: dict[str, Any], config: Config, where: str) -> None:
 
 
 class RunEncoder:
-    """A loaded run as an `evaluation.encoders.Encoder`, on all devices of this host."""
+    """A loaded model as an `evaluation.encoders.Encoder`, on all devices of this host."""
 
-    def __init__(self, run: LoadedRun, *, batch_size: int = 0) -> None:
+    def __init__(self, run: LoadedModel, *, batch_size: int = 0) -> None:
         """Puts the parameters on the devices.
 
         Args:
-          run: from `load_run`.
+          run: from `load_model`.
           batch_size: rows over all devices, rounded up to a multiple of their number; 0 takes the
             run's `eval_batch_size`.
         """
@@ -161,24 +210,42 @@ class RunEncoder:
         self._image = layout.compile_rows(run.model.encode_image)
         self._text = layout.compile_rows(run.model.encode_text)
         self.name = run.name
-        self.fingerprint = _fingerprint(run)
+        self.fingerprint = fingerprint(run)
 
     def encode_images(self, read: ReadImages, names: Sequence[str]) -> np.ndarray:
         """See `Encoder`."""
         batches = self._set(read, names).image_batches()
         return encode.encode_images(lambda pixels: self._image(self._params, pixels), batches)
 
+    def pixels(self, read: ReadImages, names: Sequence[str]) -> np.ndarray:
+        """What `encode_images` gives the model: uint8 [images, height, width, 3]."""
+        batches = self._set(read, names).image_batches()
+        return np.concatenate([batch.pixel_values[batch.mask] for batch in batches])
+
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """See `Encoder`."""
-        batches = self._set(lambda numbers: [], ()).batches_of(texts)
+        batches = self._set(lambda numbers: [], (), _longest(self._run, texts)).batches_of(texts)
         return encode.encode_texts(lambda tokens: self._text(self._params, tokens), batches)
 
-    def _set(self, read: ReadImages, names: Sequence[str]) -> EvaluationSet:
+    def _set(self, read: ReadImages, names: Sequence[str], length: int = 1) -> EvaluationSet:
         images = Collection(self.name, "", names, read, fingerprint="")
-        return EvaluationSet(self._config, images, self._run.tokenizer, self._run.model.image_size)
+        data = dataclasses.replace(self._config.data, max_length=length)
+        config = dataclasses.replace(self._config, data=data)
+        return EvaluationSet(config, images, self._run.tokenizer, self._run.model.image_size)
 
 
-def _fingerprint(run: LoadedRun) -> str:
+def _longest(run: LoadedModel, texts: Sequence[str]) -> int:
+    """Tokens that all of these texts fit into: padding them to `max_length` costs and adds nothing.
+
+    Rounded up to a multiple of 8, so that few programs are compiled.
+    """
+    most = run.config.data.max_length
+    ids: Any = run.tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
+    return min(most, -(-max(map(len, ids), default=1) // 8) * 8)
+
+
+def fingerprint(run: LoadedModel) -> str:
+    """sha256 (hex) over all that decides the vectors, see `Encoder`."""
     model, arrays = run.model, flatten_dict(run.params, sep=".")
     return digest(
         {str(name): np.asarray(value) for name, value in arrays.items()},

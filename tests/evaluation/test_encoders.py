@@ -82,15 +82,19 @@ def opened(spec, **kwargs):
     return encoder, calls
 
 
-def test_open_encoder_knows_a_run_from_a_baseline(tmp_path):
+def test_open_encoder_knows_a_model_of_ours_from_a_baseline(tmp_path):
     (tmp_path / "a" / "checkpoints" / "600").mkdir(parents=True)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "config.py").write_text("")
     (tmp_path / "exported").mkdir()
     for spec in ("a", "a@best", "a@600", "a/checkpoints/600", "b"):
         assert opened(f"{tmp_path}/{spec}")[1] == [("run", f"{tmp_path}/{spec}")]
-    for spec in ("mclip", "hf:openai/clip", f"{tmp_path}/none", f"{tmp_path}/exported"):
+    for spec in (f"{tmp_path}/none", f"{tmp_path}/exported", "clip-italian/clip-italian", "a/b@v1"):
+        assert opened(spec)[1] == [("run", spec)]
+    for spec in ("mclip", "hf:openai/clip", "open_clip:ViT-B-32/openai", "nonsense:x"):
         assert opened(spec)[1] == [("baseline", spec)]
+    (tmp_path / "a:b").mkdir()
+    assert opened(f"{tmp_path}/a:b")[1] == [("run", f"{tmp_path}/a:b")]
 
 
 def test_open_encoder_translates_what_follows(tmp_path):

@@ -3,12 +3,10 @@
 import html.parser
 import itertools
 import re
-import sys
 
 import numpy as np
 import pytest
 
-from clip_italian.config import ConfigError
 from clip_italian.evaluation import examples, page, page_sections, report, report_tables
 from tests.data_prep.browser import dump_in_frame
 from tests.evaluation import example_report
@@ -268,12 +266,6 @@ def test_page_of_a_report_of_version_1(tmp_path):
         made = report.parse(file.read())
     page.write_page(tmp_path / "page.html", made, [{}, {}, {}])
     assert "histograms" in (tmp_path / "page.html").read_text(encoding="utf-8")
-
-
-def test_without_jinja2_the_page_says_what_to_install(tmp_path, monkeypatch, example):
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ConfigError, match=r"needs jinja2: pip install 'clip-italian\[eval\]'"):
-        page.write_page(tmp_path / "page.html", *example)
 
 
 # Puts a page into a frame and says what sticks out of it or of its own box; tables may scroll.

@@ -1,0 +1,166 @@
+"""Exported folders, read by whatever version of transformers is installed beside PyTorch.
+
+`CLIP_ITALIAN_EXPORTS` names a folder that `tests/hub/exports.py` has written; then this file needs
+nothing of the project, so that it runs beside transformers 5:
+
+    pytest --noconftest -m torch tests/hub/test_exported_torch.py
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.torch
+
+EXPORTS = "CLIP_ITALIAN_EXPORTS"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    if os.environ.get(EXPORTS):
+        return Path(os.environ[EXPORTS])
+    from tests.hub import exports
+
+    folder = tmp_path_factory.mktemp("exports")
+    exports.main([str(folder)])
+    return folder
+
+
+def version():
+    import transformers
+
+    return int(transformers.__version__.partition(".")[0])
+
+
+PAIRS = ["vit-bert", "clip-bert", "vit-roberta", "vit-xlm-roberta", "dinov2-bert", "beit-bert"]
+names = pytest.mark.parametrize("name", [*PAIRS, "trained"])
+
+
+@pytest.fixture
+def folder(root, name):
+    if not (root / name).is_dir():
+        pytest.skip(f"no model {name} was exported")
+    return root / name
+
+
+def read(folder):
+    from PIL import Image
+
+    reference = dict(np.load(folder / "reference.npz"))
+    files = sorted((folder / "pictures").iterdir())
+    pictures = [Image.open(file).convert("RGB") for file in files]
+    return reference, pictures, json.loads((folder / "captions.json").read_text())
+
+
+def best(reference):
+    return (reference["image_embeds"] @ reference["text_embeds"].T).argmax(1)
+
+
+def differences(reference, images, texts, logits):
+    expected = reference["factor"] * reference["image_embeds"] @ reference["text_embeds"].T
+    pairs = (
+        (images, reference["image_embeds"]),
+        (texts, reference["text_embeds"]),
+        (logits, expected),
+    )
+    return [float(np.abs(one - other).max()) for one, other in pairs]
+
+
+@names
+def test_weights_and_embeddings(folder):
+    import torch
+    from transformers import AutoModel
+
+    model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(model).__name__ == "VisionTextDualEncoderModel"
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.logit_scale.shape == ()
+    reference, _, _ = read(folder)
+    inputs = {
+        "pixel_values": torch.tensor(reference["pixel_values"]),
+        "input_ids": torch.tensor(reference["input_ids"], dtype=torch.long),
+        "attention_mask": torch.tensor(reference["attention_mask"], dtype=torch.long),
+    }
+    with torch.no_grad():
+        outputs = model.eval()(**inputs)
+    embeds = outputs.image_embeds, outputs.text_embeds, outputs.logits_per_image
+    found = differences(reference, *(value.numpy() for value in embeds))
+    print(f"{folder.name}: image, text, logits {found}; {len(reference['image_embeds'])} pictures")
+    assert max(found[:2]) <= 1e-5 and found[2] <= 1e-4
+    rows = reference["image_embeds"], reference["text_embeds"]
+    # Rows must differ, or the comparison says nothing.
+    assert all(np.ptp(part, axis=0).max() > 0.01 for part in rows)
+
+
+@names
+def test_auto_classes_find_the_same_caption(folder):
+    import torch
+    from transformers import AutoModel, AutoProcessor
+
+    reference, pictures, captions = read(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    assert type(processor).__name__ == "VisionTextDualEncoderProcessor"
+    inputs = processor(
+        text=captions, images=pictures, return_tensors="pt", padding=True, truncation=True
+    )
+    with torch.no_grad():
+        outputs = AutoModel.from_pretrained(folder).eval()(**inputs)
+    embeds = outputs.image_embeds, outputs.text_embeds, outputs.logits_per_image
+    found = differences(reference, *(value.numpy() for value in embeds))
+    assert max(found[:2]) <= 1e-5  # pictures need no resizing: pixels are the same
+    np.testing.assert_array_equal(outputs.logits_per_image.argmax(1), best(reference))
+
+
+@pytest.mark.parametrize("name", ["vit-bert", "clip-bert", "trained"])
+def test_pipeline_finds_the_same_caption(folder):
+    from transformers import pipeline
+
+    reference, pictures, captions = read(folder)
+    classify = pipeline("zero-shot-image-classification", model=str(folder))
+    answers = classify(pictures, candidate_labels=captions, hypothesis_template="{}")
+    found = [captions.index(one[0]["label"]) for one in answers]
+    np.testing.assert_array_equal(found, best(reference))
+    logits = reference["factor"] * reference["image_embeds"] @ reference["text_embeds"].T
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    np.testing.assert_allclose([one[0]["score"] for one in answers], shares.max(1), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vit-bert", "vit-xlm-roberta", "trained"])
+def test_sentence_transformers_find_the_same_caption(folder):
+    if version() < 5:
+        pytest.skip("sentence-transformers reads such a folder with transformers 5 only")
+    from sentence_transformers import SentenceTransformer
+
+    reference, pictures, captions = read(folder)
+    model = SentenceTransformer(str(folder))
+    images, texts = model.encode(pictures), model.encode(captions)
+    found = differences(reference, images, texts, 0)
+    assert max(found[:2]) <= 1e-5
+    np.testing.assert_array_equal((images @ texts.T).argmax(1), best(reference))
+
+
+@pytest.mark.parametrize("name", ["vit-bert", "trained"])
+def test_onnxruntime_finds_the_same_caption(folder):
+    if not (folder / "onnx").is_dir():
+        pytest.skip("no graphs were exported")
+    import onnxruntime
+    from transformers import AutoProcessor
+
+    reference, pictures, captions = read(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    inputs = processor(
+        text=captions, images=pictures, return_tensors="np", padding=True, truncation=True
+    )
+    vision, text = (
+        onnxruntime.InferenceSession(folder / "onnx" / f"{side}_model.onnx")
+        for side in ("vision", "text")
+    )
+    (images,) = vision.run(None, {"pixel_values": inputs["pixel_values"]})
+    names = ("input_ids", "attention_mask")
+    (texts,) = text.run(None, {key: inputs[key].astype(np.int64) for key in names})
+    assert max(differences(reference, images, texts, 0)[:2]) <= 1e-5
+    np.testing.assert_array_equal((images @ texts.T).argmax(1), best(reference))
