@@ -222,6 +222,7 @@ def _facts(flags: Export, loaded: LoadedModel) -> CardFacts:
         },
         logit_bias=None if bias is None else float(bias),
         step=loaded.step,
+        padding_idx=export.padding_idx(loaded.model),
         sentence_transformers=flags.sentence_transformers,
         onnx=flags.onnx,
         open_clip=bool(flags.open_clip),

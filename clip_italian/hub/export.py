@@ -54,6 +54,13 @@ def check(model: Model) -> None:
             )
 
 
+def padding_idx(model: Model) -> int | None:
+    """The padding id behind which a RoBERTa counts its positions; None for other text towers."""
+    config = model.text_config
+    offset = KINDS[config.model_type].offset(config)
+    return offset - 1 if offset else None
+
+
 def write(folder: Path, loaded: LoadedModel) -> None:
     """Writes configuration, weights in both layouts, tokenizer, image processor, training config.
 

@@ -61,6 +61,7 @@ class CardFacts:
       image_size: side of the images, in pixels.
       max_length: longest caption, in tokens.
       step: optimizer steps the weights have seen; None when unknown.
+      padding_idx: of text towers that count positions from behind it (RoBERTa); else None.
       sentence_transformers: whether the folder has the files of it; likewise the next two.
       onnx: see there.
       open_clip: see there.
@@ -82,6 +83,7 @@ class CardFacts:
     parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     logit_bias: float | None = None
     step: int | None = None
+    padding_idx: int | None = None
     sentence_transformers: bool = False
     onnx: bool = False
     open_clip: bool = False

@@ -11,10 +11,9 @@ from transformers import CLIPImageProcessor, FlaxVisionTextDualEncoderModel
 from clip_italian.batch import TokenGroup
 from clip_italian.config import ConfigError
 from clip_italian.hub import export
-from clip_italian.hub.load import load_pretrained
+from clip_italian.hub.load import LoadedModel, load_pretrained
 from clip_italian.hub.onnx_graphs import open_onnx
 from clip_italian.hub.verify import Check, Reference, compare
-from clip_italian.model.kinds import KINDS
 
 
 class _WithoutRandomStart(FlaxVisionTextDualEncoderModel):
@@ -30,7 +29,8 @@ def check_flax(folder: Path, reference: Reference) -> list[Check]:
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         model: Any = _WithoutRandomStart.from_pretrained(str(folder))
     params = model.params
-    offset = KINDS[model.config.text_config.model_type].offset(model.config.text_config)
+    again = load_pretrained(str(folder))
+    padding = export.padding_idx(again.model)
 
     @jax.jit
     def images(params: Any, pixels: np.ndarray) -> Any:
@@ -46,8 +46,8 @@ def check_flax(folder: Path, reference: Reference) -> list[Check]:
     def embed_texts(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         # This class counts positions from 0 for every tower; RoBERTa's start behind the padding.
         positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-        if offset:
-            positions = np.cumsum(mask, axis=1) * mask + offset - 1
+        if padding is not None:
+            positions = np.cumsum(mask, axis=1) * mask + padding
         return np.asarray(texts(params, ids, mask, positions.astype(np.int32)))
 
     processor = CLIPImageProcessor.from_pretrained(folder)
@@ -64,11 +64,10 @@ def check_flax(folder: Path, reference: Reference) -> list[Check]:
             embed_texts,
             processor,
         )
-    return [flax, _check_ours(folder, reference)]
+    return [flax, _check_ours(again, reference)]
 
 
-def _check_ours(folder: Path, reference: Reference) -> Check:
-    again = load_pretrained(str(folder))
+def _check_ours(again: LoadedModel, reference: Reference) -> Check:
     model = again.model
     images, texts = jax.jit(model.encode_image), jax.jit(model.encode_text)
     mean, std = (np.asarray(c, np.float32) for c in (model.image_mean, model.image_std))

@@ -4,6 +4,7 @@ Run as a program, with the project installed, it writes what `test_exported_torc
 environment that has PyTorch and not this project: python -m tests.hub.exports FOLDER [RUN].
 """
 
+import importlib.util
 import io
 import json
 import sys
@@ -14,8 +15,9 @@ from PIL import Image
 
 from clip_italian.collection import Collection
 from clip_italian.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig, resolve
-from clip_italian.hub import export, verify
+from clip_italian.hub import export, onnx_graphs, verify
 from clip_italian.hub.load import LoadedModel, load_model
+from clip_italian.hub.model_card import CardFacts, model_card
 from clip_italian.model.towers import build
 from tests.data.conftest import WORDS, make_tokenizer
 from tests.model.checkpoints import random_like
@@ -94,11 +96,26 @@ def collection(count=20, size=32):
     )
 
 
-def write(folder: Path, loaded: LoadedModel, images: Collection, count: int) -> None:
+def write(folder: Path, loaded: LoadedModel, images: Collection, count: int, *, onnx: bool) -> None:
     """An exported folder, and beside its files `reference.npz`, `captions.json` and `pictures/`."""
     folder.mkdir(parents=True)
     export.write(folder, loaded)
     export.write_sentence_transformers(folder)
+    if onnx:
+        onnx_graphs.write_onnx(str(folder))
+    facts = CardFacts(
+        name=str(folder),
+        logit_scale=float(np.exp(loaded.params["logit_scale"])),
+        projection_dim=loaded.model.module.projection_dim,
+        image_size=loaded.model.image_size,
+        max_length=loaded.config.data.max_length,
+        padding_idx=export.padding_idx(loaded.model),
+        labels=("un gatto", "un cane nero"),
+        hypothesis_template="{} dorme",
+        sentence_transformers=True,
+        onnx=onnx,
+    )
+    model_card(facts, None, []).save(folder / "README.md")
     reference = verify.make_reference(loaded, images, count)
     np.savez(
         folder / "reference.npz",
@@ -112,21 +129,23 @@ def write(folder: Path, loaded: LoadedModel, images: Collection, count: int) -> 
     captions = list(dict.fromkeys(captions[:count]))
     (folder / "captions.json").write_text(json.dumps(captions, ensure_ascii=False))
     (folder / "pictures").mkdir()
+    Image.open(io.BytesIO(images.read(np.arange(1))[0])).convert("RGB").save(folder / "foto.jpg")
     for number, data in enumerate(images.read(np.arange(min(count, len(images))))):
         Image.open(io.BytesIO(data)).save(folder / "pictures" / f"{number:03}.png")
 
 
 def main(words):
-    root = Path(words[0])
+    root = Path(words[0]).resolve()
+    graphs = all(map(importlib.util.find_spec, ("torch", "onnxscript", "onnxruntime")))
     for name, (vision, text) in PAIRS.items():
-        write(root / name, tiny_loaded(vision, text), collection(64), 64)
+        write(root / name, tiny_loaded(vision, text), collection(64), 64, onnx=graphs)
     if len(words) > 1:
         from clip_italian.data.collections import open_records
 
         loaded = export.exact(load_model(words[1]))
         data = loaded.config.data
         images = open_records(data.data_dir, data.sources[0], "validation")
-        write(root / "trained", loaded, images, 200)
+        write(root / "trained", loaded, images, 200, onnx=graphs)
 
 
 if __name__ == "__main__":

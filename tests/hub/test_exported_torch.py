@@ -6,8 +6,11 @@ nothing of the project, so that it runs beside transformers 5:
     pytest --noconftest -m torch tests/hub/test_exported_torch.py
 """
 
+import contextlib
 import json
 import os
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +146,7 @@ def test_sentence_transformers_find_the_same_caption(folder):
     np.testing.assert_array_equal((images @ texts.T).argmax(1), best(reference))
 
 
-@pytest.mark.parametrize("name", ["vit-bert", "trained"])
+@pytest.mark.parametrize("name", [*PAIRS, "trained"])
 def test_onnxruntime_finds_the_same_caption(folder):
     if not (folder / "onnx").is_dir():
         pytest.skip("no graphs were exported")
@@ -164,3 +167,57 @@ def test_onnxruntime_finds_the_same_caption(folder):
     (texts,) = text.run(None, {key: inputs[key].astype(np.int64) for key in names})
     assert max(differences(reference, images, texts, 0)[:2]) <= 1e-5
     np.testing.assert_array_equal((images @ texts.T).argmax(1), best(reference))
+
+
+# Heading in the card → the version of transformers whose classes its code needs.
+NEEDS = {"Flax": 4, "sentence-transformers": 5}
+
+
+@pytest.mark.parametrize("name", ["vit-bert", "vit-roberta", "trained"])
+def test_each_code_of_the_card_runs_and_they_agree(folder, monkeypatch, capsys):
+    """To the four digits they are printed with: probabilities, and cosines."""
+    from tests.hub.card_snippets import snippets
+
+    monkeypatch.chdir(folder)  # where `foto.jpg` lies
+    codes = dict(snippets((folder / "README.md").read_text(encoding="utf-8")))
+    assert {"PyTorch", "Flax", "Pipeline", "sentence-transformers"} <= set(codes)
+    answers = {}
+    for title, code in codes.items():
+        if NEEDS.get(title, version()) != version():
+            continue
+        capsys.readouterr()
+        with relaxed():
+            exec(compile(code, title, "exec"), {})
+        lines = capsys.readouterr().out.splitlines()
+        found = (re.fullmatch(r"(-?[01]\.\d{4})  (.+)", line) for line in lines)
+        pairs = (match.groups() for match in found if match)
+        answers[title] = sorted(pairs, key=lambda pair: -float(pair[0]))
+        assert len(answers[title]) == 2, (title, lines)
+    others = ("sentence-transformers", "ONNX Runtime")
+    cosines = [answers.pop(title) for title in others if title in answers]
+    pipeline = answers.pop("Pipeline")  # prints the labels without the sentence around them
+    print(folder.name, answers, pipeline, cosines)
+    expected = answers.pop("PyTorch")
+    assert [score for score, _ in pipeline] == [score for score, _ in expected]
+    assert all(answer == expected for answer in answers.values()), answers
+    scale = float(np.load("reference.npz")["factor"])
+    for found in cosines:
+        logits = scale * np.array([float(cosine) for cosine, _ in found])
+        shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        # Four digits of a cosine are two of a logit.
+        np.testing.assert_allclose(shares, [float(score) for score, _ in expected], atol=2e-3)
+        assert [text for _, text in found] == [text for _, text in expected]
+    assert cosines or version() == 4
+    assert ("Flax" in answers) == (version() == 4)
+
+
+def relaxed():
+    """The promotions that a user's program has, and that this project's tests switch off."""
+    if "jax" not in sys.modules:
+        return contextlib.nullcontext()
+    import jax
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(jax.numpy_rank_promotion("allow"))
+    stack.enter_context(jax.numpy_dtype_promotion("standard"))
+    return stack
