@@ -193,6 +193,8 @@ def _checks(flags: Export, loaded: LoadedModel, pictures: Collection, folder: Pa
         checks.append(readers.check_torch(folder, reference))
     if flags.onnx:
         checks.append(readers.check_onnx(folder, reference))
+    if flags.open_clip and (found := readers.check_open_clip(folder, reference)):
+        checks.append(found)
     for one in checks:
         verify.require(one, folder)
     return checks

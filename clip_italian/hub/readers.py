@@ -1,6 +1,7 @@
 """Libraries that read an exported folder, each held against the model it was made of."""
 
 import importlib.metadata
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from clip_italian.hub import export
 from clip_italian.hub.load import LoadedModel, load_pretrained
 from clip_italian.hub.onnx_graphs import open_onnx
 from clip_italian.hub.verify import Check, Reference, compare
+
+_log = logging.getLogger(__name__)
 
 
 class _WithoutRandomStart(FlaxVisionTextDualEncoderModel):
@@ -129,6 +132,32 @@ def check_onnx(folder: Path, reference: Reference) -> Check:
     return compare(
         reference, f"onnxruntime {version} (onnx/)", embed_images, embed_texts, processor
     )
+
+
+def check_open_clip(folder: Path, reference: Reference) -> Check | None:
+    """Reads open_clip's two files by open_clip; None, with a warning, where it is not installed."""
+    try:
+        import open_clip
+        import torch
+    except ModuleNotFoundError:
+        _log.warning(
+            "the files for open_clip were not checked: pip install 'clip-italian[torch,openclip]'"
+        )
+        return None
+    model, _ = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    model.eval()
+
+    @torch.inference_mode()
+    def embed_images(pixels: np.ndarray) -> np.ndarray:
+        return model.encode_image(torch.tensor(pixels), normalize=True).numpy()
+
+    @torch.inference_mode()
+    def embed_texts(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        del mask  # which it makes of the padding id
+        return model.encode_text(torch.tensor(ids, dtype=torch.long), normalize=True).numpy()
+
+    library = f"open_clip {open_clip.__version__} (open_clip_model.safetensors)"
+    return compare(reference, library, embed_images, embed_texts)
 
 
 _KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")
