@@ -25,7 +25,8 @@ class ModelConfig:
     """Towers, projections and the similarity scale."""
 
     init_from: str = ""
-    """Whole model to start from, instead of two towers: exported folder or hub id (id@revision)."""
+    """Whole model to start from: exported folder or hub id (id@revision); it replaces
+    `vision_tower` and `text_tower`."""
     vision_tower: str = ""
     """Vision tower: hub id or local folder; empty builds `vision_config` with random weights."""
     text_tower: str = ""
@@ -240,10 +241,19 @@ def resolve(config: Config) -> Config:
         )
     data = dataclasses.replace(data, weights=data.weights or (1.0,) * len(data.sources))
     model = config.model
+    if model.init_from:
+        model = dataclasses.replace(
+            model,
+            tokenizer=model.tokenizer or model.init_from,
+            vision_tower="",
+            text_tower="",
+            vision_revision="",
+            text_revision="",
+        )
     scale = None if model.init_from else LOGIT_SCALE
     model = dataclasses.replace(
         model,
-        tokenizer=model.tokenizer or model.init_from or model.text_tower,
+        tokenizer=model.tokenizer or model.text_tower,
         logit_scale=scale if model.logit_scale is None else model.logit_scale,
     )
     return dataclasses.replace(config, optim=optim, data=data, model=model)

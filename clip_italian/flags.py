@@ -130,10 +130,7 @@ def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
 
 def _check_tower(values: dict[str, Any], side: str) -> None:
     tower, shape = values[f"{side}_tower"], values[f"{side}_config"]
-    whole = values["init_from"]
-    allowed = "one or the other: init_from brings both towers"
-    _require(not (whole and tower), f"{side}_tower", tower, allowed)
-    if not (whole or tower or shape):
+    if not (values["init_from"] or tower or shape):
         raise ConfigError(
             f"{side}_tower is empty and {side}_config is not set: name a hub id or a local folder, "
             f"or start from a config file (--config) that states {side}_config"

@@ -1,4 +1,4 @@
-"""The commands of docs/new_language.md as they stand, with small stand-ins for what they name."""
+"""The commands of how-to pages as they stand, with small stand-ins for what they name."""
 
 import functools
 import http.server
@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clip_italian.data.records import open_split, parse_record
+from clip_italian.data.records import open_split, parse_record, write_records
 from data_prep.sample import tokenizer_files, train_tokenizer
+from tests.data.conftest import record
 from tests.data_prep.tiny_marian import sentences, write_checkpoint
+from tests.hub.test_commands import CAPTIONS, make_run
 from tests.model.checkpoints import tower_weights, write_folder
 from tests.tiny import TINY_BERT, TINY_VIT
 
@@ -33,9 +35,10 @@ EXTRA = {
     " --validation_share 0.4",
     "prepare jsonl": " --validation_share 0.4",
     "evaluate": " --cache_dir '' --resamples 50",
+    "init_from": " --sources wit --augment none",
+    "warmup_steps": " --warmup_steps 1 --vision_thaw_step 1 --text_thaw_step 2",
     "run_hybrid_clip.py": " --steps 4 --batch_size 8 --eval_every 2 --save_every 2"
-    " --eval_batch_size 8 --warmup_steps 1 --vision_thaw_step 1 --text_thaw_step 2"
-    " --max_length 16 --projection_dim 16 --reader_threads 1 --compile_cache ''",
+    " --eval_batch_size 8 --max_length 16 --projection_dim 16 --reader_threads 1 --compile_cache ''",
 }
 
 
@@ -46,7 +49,7 @@ def commands(page):
             if start in block:
                 block = block.rstrip() + extra
         for name, program in PROGRAMS.items():
-            block = block.replace(name, program)
+            block = re.sub(rf"^{name}(?= )", program, block, flags=re.MULTILINE)
         yield block
 
 
@@ -127,3 +130,30 @@ def test_new_language(folder):
     assert "magyar/text_to_image/R@1" in (run / "config.py").read_text()
     evaluated = json.loads((folder / "reports" / "clip_hungarian" / "report.json").read_text())
     assert [one["set"] for one in evaluated["results"]] == ["magyar", "web_hu"]
+
+
+@pytest.mark.slow
+def test_export(tmp_path):
+    """What needs PyTorch is in tests/hub/test_commands_torch.py."""
+    records = [record(n, "wit", captions=[text]) for n, text in enumerate(CAPTIONS * 4)]
+    write_records(
+        tmp_path / "data" / "wit", {"train": records, "validation": records[:5]}, name="wit"
+    )
+    make_run(tmp_path / "runs" / "clip_italian", "data", source="wit")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    evaluate = "clip-italian evaluate --models runs/clip_italian --sets records:wit"
+    blocks = list(commands((ROOT / "docs" / "export.md").read_text(encoding="utf-8")))
+    assert len(blocks) == 4
+    report = f"```bash\n{evaluate} --out_dir reports/clip_italian\n```"
+    for command in [*commands(report), *(one for one in blocks if "--onnx" not in one)]:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    card = (tmp_path / "exports" / "to_push" / "README.md").read_text(encoding="utf-8")
+    assert '"you/clip-italian"' in card
+    assert (tmp_path / "exports" / "clip_italian" / "evaluation.json").exists()
+    assert (tmp_path / "runs" / "second_stage" / "report.json").exists()

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+import run_hybrid_clip
 from clip_italian import cli, flags
 from clip_italian.config import Config, DataConfig, ModelConfig, TrainConfig, resolve
 from clip_italian.data.records import write_records
@@ -23,22 +24,23 @@ from tests.tiny import TINY_BERT, TINY_DISTILBERT, TINY_VIT
 CAPTIONS = ["un gatto", "un cane nero", "un gatto nero dorme", "un cane", "un gatto dorme"]
 
 
-def make_run(folder, data_dir, **model):
-    """A run folder with one checkpoint and random weights."""
+def make_run(folder, data_dir, *, source="a", **model):
+    """A run folder with one checkpoint, which has been evaluated, and random weights."""
     words = folder.parent / "tokenizer"
     make_tokenizer().save_pretrained(words)
     tiny = {"vision_config": TINY_VIT, "text_config": {**TINY_BERT, "vocab_size": 9}}
     config = resolve(
         Config(
             model=ModelConfig(**{**tiny, **model}, projection_dim=16, tokenizer=str(words)),
-            data=DataConfig(str(data_dir), ("a",), max_length=8, reader_threads=2),
+            data=DataConfig(str(data_dir), (source,), max_length=8, reader_threads=2),
             train=TrainConfig(workdir=str(folder), steps=6),
         )
     )
     checkpoints = Checkpoints(config, "data")
     params = random_like(build(config.model, loss="infonce").shapes(), seed=1)
     params["logit_scale"] = np.float32(np.log(20))
-    checkpoints.save(TrainState(np.int32(6), params, {}, np.zeros(2, np.uint32)), None)
+    scores = {config.eval.best_metric: 0.5}
+    checkpoints.save(TrainState(np.int32(6), params, {}, np.zeros(2, np.uint32)), scores)
     checkpoints.close()
     (folder / "config.py").write_text(flags.dump(config))
     return folder
@@ -48,7 +50,7 @@ def make_run(folder, data_dir, **model):
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     records = [record(number, captions=[text]) for number, text in enumerate(CAPTIONS)]
-    write_records(folder / "a", {"train": records[:1], "validation": records}, name="a")
+    write_records(folder / "a", {"train": records, "validation": records}, name="a")
     return folder
 
 
@@ -209,6 +211,24 @@ def test_an_export_is_exported_and_evaluated_like_a_run(run, data_dir, tmp_path,
     for name in ("model.safetensors", "flax_model.msgpack", "tokenizer.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     assert not (second / "training_config.py").exists()
+
+
+def test_training_starts_from_an_export(run, data_dir, tmp_path, capsys):
+    folder, again = tmp_path / "export", tmp_path / "again"
+    assert called(capsys, "--model", run, "--out_dir", folder, "--verify", "none")[0] == 0
+    # The towers that a config names are replaced, and so is its tokenizer.
+    words = ["--init_from", folder, "--vision_tower", "a/b", "--text_tower", "c/d"]
+    words += ["--projection_dim", 16, "--data_dir", data_dir, "--sources", "a", "--max_length", 8]
+    words += ["--steps", 2, "--batch_size", 8, "--vision_thaw_step", "None", "--workdir", again]
+    words += ["--eval_batch_size", 8, "--reader_threads", 2, "--compile_cache", ""]
+    assert run_hybrid_clip.main(list(map(str, words))) == 0
+    start, end = load_model(str(folder)), load_model(str(again))
+    assert (end.step, end.config.model.init_from) == (2, str(folder))
+    assert_equal_trees(end.params["vision_model"], start.params["vision_model"])  # frozen
+    moved = end.params["text_projection"]["kernel"] - start.params["text_projection"]["kernel"]
+    assert 0 < np.abs(moved).max() < 1e-2
+    assert end.params["logit_scale"] == start.params["logit_scale"]
+    assert end.tokenizer("un gatto")["input_ids"] == [2, 4, 5, 3]
 
 
 def test_an_exported_folder_is_pushed_as_it_is(run, tmp_path, capsys, monkeypatch, caplog):
