@@ -13,7 +13,7 @@ from clip_italian import flags
 from clip_italian.config import Config, ConfigError
 from clip_italian.evaluation import outcome, retrieval, sets
 from clip_italian.model.model import Model
-from clip_italian.model.towers import build
+from clip_italian.model.towers import build, describe
 from clip_italian.training import loop, monitor, parallel, plan, validation
 from clip_italian.training.checkpoint import Checkpoints
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         arguments = flags.parse(words)
-        run = arguments.run
+        run = describe(arguments.run)
         model = build(run.model, loss=run.loss.loss)
         if arguments.dry_run:
             print(plan.describe_run(run, model))

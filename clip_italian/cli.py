@@ -146,7 +146,13 @@ def export(words: Sequence[str]) -> int:
             open_tfds=_open_tfds,
         )
 
-    print(commands.run(words, open_set))
+    try:
+        print(commands.run(words, open_set))
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"this export needs the package {error.name}; install the extras: "
+            "pip install 'clip-italian[data,torch,onnx]'"
+        ) from error
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-LOGIT_SCALE = 20.0  # the paper's
+LOGIT_SCALE, LOGIT_BIAS = 20.0, -10.0  # the paper's; SigLIP's
 FileOnly = tyro.conf.Suppress
 GROUPS = ("vision", "text", "projection", "logit")
 
@@ -57,8 +57,9 @@ class ModelConfig:
     """Learn the similarity scale instead of fixing it."""
     logit_scale_max: Annotated[float, FileOnly] = 100.0
     """Config file only: upper clamp of a learned scale (plain factor), applied after an update."""
-    logit_bias: Annotated[float, FileOnly] = -10.0
-    """Config file only: learned bias of the sigmoid loss at the start (logit units)."""
+    logit_bias: Annotated[float | None, FileOnly] = None
+    """Config file only: learned bias of the sigmoid loss at the start (logit units); None takes
+    `init_from`'s, else -10."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,11 +251,12 @@ def resolve(config: Config) -> Config:
             vision_revision="",
             text_revision="",
         )
-    scale = None if model.init_from else LOGIT_SCALE
+    scale, bias = (None, None) if model.init_from else (LOGIT_SCALE, LOGIT_BIAS)
     model = dataclasses.replace(
         model,
         tokenizer=model.tokenizer or model.text_tower,
         logit_scale=scale if model.logit_scale is None else model.logit_scale,
+        logit_bias=bias if model.logit_bias is None else model.logit_bias,
     )
     return dataclasses.replace(config, optim=optim, data=data, model=model)
 

@@ -15,6 +15,7 @@ from clip_italian.config import (
     Config,
     ConfigError,
     DataConfig,
+    ModelConfig,
     OptimConfig,
     leaves,
     resolve,
@@ -47,9 +48,21 @@ def parse(argv: Sequence[str]) -> Arguments:
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    _check_replaced(parsed.run.model, default.run.model)
     run = resolve(parsed.run)
     validate(run)
     return dataclasses.replace(parsed, run=run)
+
+
+def _check_replaced(model: ModelConfig, before: ModelConfig) -> None:
+    """Refuses towers at the shell beside `init_from`, which replaces those of a config file."""
+    for name in ("vision_tower", "text_tower", "vision_revision", "text_revision"):
+        value = getattr(model, name)
+        if model.init_from and value != getattr(before, name):
+            raise ConfigError(
+                f"{name} = {value!r} is not allowed beside init_from, which brings both towers; "
+                "leave one of them out"
+            )
 
 
 def _config_path(argv: Sequence[str]) -> str:

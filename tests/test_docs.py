@@ -38,7 +38,8 @@ EXTRA = {
     "init_from": " --sources wit --augment none",
     "warmup_steps": " --warmup_steps 1 --vision_thaw_step 1 --text_thaw_step 2",
     "run_hybrid_clip.py": " --steps 4 --batch_size 8 --eval_every 2 --save_every 2"
-    " --eval_batch_size 8 --max_length 16 --projection_dim 16 --reader_threads 1 --compile_cache ''",
+    " --eval_batch_size 8 --max_length 16 --projection_dim 16 --reader_threads 1"
+    " --compile_cache ''",
 }
 
 

@@ -130,9 +130,13 @@ def split_run(spec: str) -> tuple[str, str]:
 
 
 def is_run(spec: str) -> bool:
-    """Whether a spec names a run folder."""
+    """Whether a spec names a run folder. What holds a config.json is a model of somebody's.
+
+    A run's `config.py` is executed on loading, that of a downloaded folder must not be.
+    """
     folder = Path(split_run(spec)[0])
-    return (folder / "config.py").is_file() or (folder / "checkpoints").is_dir()
+    holds = (folder / "config.py").is_file() or (folder / "checkpoints").is_dir()
+    return holds and not (folder / "config.json").exists()
 
 
 def digest(arrays: Mapping[str, np.ndarray], facts: Any) -> str:
@@ -167,7 +171,7 @@ def tokenizer_facts(tokenizer: Any) -> list[Any]:
     """
     if not hasattr(tokenizer, "get_vocab"):
         return [type(tokenizer).__name__, tokenizer.encoder, list(tokenizer.bpe_ranks)]
-    facts = [type(tokenizer).__name__, tokenizer.model_max_length]
+    facts = [type(tokenizer).__name__]  # each model says itself where it cuts
     facts += [tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token_id]
     if not hasattr(tokenizer, "backend_tokenizer"):
         return [*facts, tokenizer.get_vocab()]

@@ -1,5 +1,6 @@
 """`clip-italian export`: flags → a folder, checked, with its card, and on the hub."""
 
+import dataclasses
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -8,13 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
+from huggingface_hub import HfApi
 
 from clip_italian.collection import Collection
 from clip_italian.config import Config, ConfigError
 from clip_italian.evaluation import report as reports
 from clip_italian.evaluation.encoders import split_run
 from clip_italian.evaluation.outcome import MODEL
-from clip_italian.hub import export, onnx_graphs, open_clip_export, push, readers, verify
+from clip_italian.hub import access, export, onnx_graphs, open_clip_export, push, readers, verify
 from clip_italian.hub.load import LoadedModel, fingerprint, load_model
 from clip_italian.hub.model_card import CardFacts, model_card
 from clip_italian.hub.options import Export
@@ -59,32 +61,44 @@ def _check(flags: Export) -> None:
         if not (flags.push_to_hub or flags.dry_run):
             raise ConfigError("out_dir is empty; name a new folder to write")
         push.plan(flags.model)  # refuses what no export has written
-    for name in ("public", "tag"):
-        value = getattr(flags, name)
-        if value and not flags.push_to_hub:
-            raise ConfigError(f"{name} = {value!r} would be ignored; name push_to_hub too")
+        _refuse(flags, set(_DEFAULTS) - _PUSHING, "without out_dir the folder is pushed as it is")
+    if not flags.push_to_hub:
+        _refuse(flags, {"public", "tag"}, "name push_to_hub too")
+    elif "/" not in flags.push_to_hub:
+        raise ConfigError(f"push_to_hub = {flags.push_to_hub!r} names no owner; give OWNER/NAME")
+    else:
+        push.check_words(flags.push_to_hub, flags.tag)
+        if not flags.dry_run:
+            access.check_token(HfApi(token=True))
+    if flags.verify == "none":
+        _refuse(flags, {"verify_set", "verify_pictures", "eval_dir", "data_dir"}, "verify is none")
     if flags.verify_pictures < 2:
         raise ConfigError(
             f"verify_pictures = {flags.verify_pictures} is not allowed; give 2 or more"
         )
-    folder = Path(flags.out_dir)
-    if flags.out_dir and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if flags.out_dir and Path(flags.out_dir).exists():
         raise ConfigError(
             f"out_dir = {flags.out_dir!r} is there already; name a new folder, delete it, or push "
             f"it as it is: clip-italian export --model {flags.out_dir} --push_to_hub ..."
         )
     if flags.onnx:
         onnx_graphs.check_packages()
-    if flags.open_clip and flags.push_to_hub and "/" not in flags.push_to_hub:
-        raise ConfigError(
-            f"push_to_hub = {flags.push_to_hub!r}: open_clip_config.json names the repository; "
-            f"give its owner too: OWNER/{flags.push_to_hub}"
-        )
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Export)}
+_PUSHING = {"model", "out_dir", "push_to_hub", "public", "tag", "dry_run"}
+
+
+def _refuse(flags: Export, names: set[str], reason: str) -> None:
+    """Refuses flags that would be ignored."""
+    given = sorted(name for name in names if getattr(flags, name) != _DEFAULTS[name])
+    if given:
+        raise ConfigError(f"{', '.join(given)} would be ignored: {reason}")
 
 
 def _push(flags: Export, folder: str) -> str:
     card = Path(folder, "README.md")
-    if not flags.out_dir and flags.push_to_hub not in card.read_text(encoding="utf-8"):
+    if not card.exists() or flags.push_to_hub not in card.read_text(encoding="utf-8"):
         logging.warning(
             "%s does not name %s: its code will not run for others; edit it, or export with "
             "--push_to_hub, which --dry_run holds back", card, flags.push_to_hub,
@@ -94,6 +108,7 @@ def _push(flags: Export, folder: str) -> str:
     except ConfigError as error:
         again = f"clip-italian export --model {folder} --push_to_hub {flags.push_to_hub}"
         again += f" --tag {flags.tag}" if flags.tag else ""
+        again += " --public" if flags.public else ""
         raise ConfigError(f"{error}\nThe folder is whole; to push it: {again}") from error
     return f"pushed: {address}"
 
@@ -106,10 +121,36 @@ def _write(flags: Export, open_set: OpenSet) -> str:
     loaded = export.exact(given)
     described = _open_clip(flags, loaded) if flags.open_clip else None
     pictures = None if flags.verify == "none" else _verify_set(flags, loaded, open_set)
-    final = Path(flags.out_dir)
+    if loaded.step is None and Path(flags.model, "README.md").is_file():
+        logging.warning(
+            "%s: its card, report and training config are not taken over; give --report, "
+            "--license, --datasets and --hardware for the new card", flags.model,
+        )  # fmt: skip
+    final = Path(flags.out_dir).resolve()
     folder = final.with_name(f".{final.name}.part")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    try:
+        checks = _fill(flags, loaded, folder, described, pictures)
+        if report is not None:
+            (folder / EVALUATION).write_text(reports.dump(report[0]), encoding="utf-8")
+        found, ours = report or (None, MODEL)
+        model_card(_facts(flags, loaded), found, checks, ours=ours).save(folder / "README.md")
+        folder.rename(final)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return "\n".join([*map(_line, checks), f"written: {flags.out_dir}"])
+
+
+def _fill(
+    flags: Export,
+    loaded: LoadedModel,
+    folder: Path,
+    described: dict | None,
+    pictures: Collection | None,
+) -> list[Check]:
+    """Writes all that is read by a machine, and reads it again."""
     export.write(folder, loaded)
     if flags.sentence_transformers:
         export.write_sentence_transformers(folder)
@@ -117,20 +158,7 @@ def _write(flags: Export, open_set: OpenSet) -> str:
         onnx_graphs.write_onnx(str(folder))
     if described is not None:
         open_clip_export.write_open_clip(folder, described, to_pytorch(loaded.params))
-    checks = [] if pictures is None else _checks(flags, loaded, pictures, folder)
-    if report is not None:
-        (folder / EVALUATION).write_text(reports.dump(report[0]), encoding="utf-8")
-    card = model_card(
-        _facts(flags, loaded),
-        report and report[0],
-        checks,
-        **({"ours": report[1]} if report else {}),
-    )
-    card.save(folder / "README.md")
-    if final.exists():
-        final.rmdir()
-    folder.rename(final)
-    return "\n".join([*map(_line, checks), f"written: {final}"])
+    return [] if pictures is None else _checks(flags, loaded, pictures, folder)
 
 
 def _report(flags: Export, loaded: LoadedModel) -> Report | None:
@@ -150,6 +178,11 @@ def _report(flags: Export, loaded: LoadedModel) -> Report | None:
     name = name or models[0]
     own = [one for one in reports.results(made) if one.model == name]
     known = {one.model_fingerprint for one in own} - {""}
+    if not known and Path(folder).resolve() != Path(split_run(flags.model)[0]).resolve():
+        raise ConfigError(
+            f"report: {folder} does not say which weights it is of; evaluate {flags.model} with "
+            "`clip-italian evaluate`"
+        )
     if known and known != {fingerprint(loaded)}:
         raise ConfigError(
             f"report: {name!r} in {folder} is not {flags.model}, its weights are others; "
@@ -197,6 +230,11 @@ def _checks(flags: Export, loaded: LoadedModel, pictures: Collection, folder: Pa
         checks.append(found)
     for one in checks:
         verify.require(one, folder)
+        if one.own_same_top1 is not None and one.own_same_top1 < 0.95 * one.pictures:
+            logging.warning(
+                "%s reads pictures so differently that only %d of %d find the same caption",
+                one.library, one.own_same_top1, one.pictures,
+            )  # fmt: skip
     return checks
 
 
@@ -214,7 +252,9 @@ def _facts(flags: Export, loaded: LoadedModel) -> CardFacts:
         language=flags.language,
         license=flags.license,
         # A local folder is no name that others could follow.
-        base_models=tuple(name for name in towers if name and not Path(name).exists()),
+        base_models=tuple(
+            name.partition("@")[0] for name in towers if name and not Path(name).exists()
+        ),
         datasets=flags.datasets or (config.data.sources if config else ()),
         config=config,
         hardware=flags.hardware,

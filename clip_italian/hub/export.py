@@ -14,13 +14,14 @@ from typing import Any
 
 from flax.serialization import msgpack_serialize
 from safetensors.numpy import save_file
-from transformers import CLIPImageProcessor, PretrainedConfig
+from transformers import CLIPImageProcessor
 
 from clip_italian import flags
 from clip_italian.config import ConfigError
 from clip_italian.data.tokens import Tokenizer
-from clip_italian.hub.load import LoadedModel
+from clip_italian.hub.load import LoadedModel, own_description
 from clip_italian.hub.torch_layout import to_pytorch
+from clip_italian.model.architectures import tower_config
 from clip_italian.model.kinds import KINDS
 from clip_italian.model.model import Model
 from clip_italian.model.towers import build
@@ -40,7 +41,7 @@ _ASIDE = (
 
 def exact(loaded: LoadedModel) -> LoadedModel:
     """The model with its towers in float32, which is how its weights are stored and compared."""
-    described = dataclasses.replace(loaded.config.model, dtype="float32")
+    described = dataclasses.replace(own_description(loaded.config.model), dtype="float32")
     return dataclasses.replace(loaded, model=build(described, loss=loaded.config.loss.loss))
 
 
@@ -89,32 +90,22 @@ def model_config(model: Model, params: Mapping[str, Any]) -> dict[str, Any]:
     `logit_bias` is there for a model of the sigmoid loss only. transformers keeps the field but
     does not use it: probabilities are sigmoid(logits_per_image + logit_bias).
     """
+    vision = tower_config(model.vision_config)
+    for name in ("image_mean", "image_std"):  # which the image processor has
+        del vision[name]
     config = {
         "architectures": ["VisionTextDualEncoderModel"],
         "model_type": "vision-text-dual-encoder",
         "projection_dim": model.module.projection_dim,
         "logit_scale_init_value": float(params["logit_scale"]),
-        "vision_config": _tower_config(model.vision_config),
-        "text_config": _tower_config(model.text_config),
+        "vision_config": vision,
+        "text_config": tower_config(model.text_config),
         "dtype": "float32",
         "transformers_version": importlib.metadata.version("transformers"),
     }
     if "logit_bias" in params:
         config["logit_bias"] = float(params["logit_bias"])
     return config
-
-
-def _tower_config(config: Any) -> dict[str, Any]:
-    # What every configuration holds and this one leaves alone (how to generate text, ...) says
-    # nothing here; a tower's own fields are all written, lest another version's defaults differ.
-    common, kind = PretrainedConfig().to_dict(), type(config)().to_dict()
-    found = {
-        key: value
-        for key, value in config.to_dict().items()
-        if key not in _ASIDE
-        and not (key in common and common[key] == value and kind.get(key) == value)
-    }
-    return {**found, "model_type": config.model_type}
 
 
 def _tokenizer(tokenizer: Tokenizer, max_length: int) -> Tokenizer:

@@ -21,7 +21,6 @@ from clip_italian.config import (
     ModelConfig,
     resolve,
 )
-from clip_italian.data.evaluation_set import EvaluationSet
 from clip_italian.data.tokens import Tokenizer, check_vocabulary, load_tokenizer
 from clip_italian.evaluation import encode
 from clip_italian.evaluation.encoders import (
@@ -98,6 +97,13 @@ def load_pretrained(name: str, *, tokenizer: str = "") -> LoadedModel:
     return LoadedModel(title, resolve(config), model, model.init(0), words, None)
 
 
+def own_description(model: ModelConfig) -> ModelConfig:
+    """A run's model without what it started from, which may be gone or changed by now."""
+    if not (model.init_from and model.vision_config and model.text_config):
+        return model
+    return dataclasses.replace(model, init_from="")
+
+
 def load_run(path: str, *, tokenizer: str = "") -> LoadedModel:
     """Loads a checkpoint of a run, without its optimizer state.
 
@@ -113,7 +119,7 @@ def load_run(path: str, *, tokenizer: str = "") -> LoadedModel:
     """
     folder, choice = split_run(path)
     config = flags.load(str(Path(folder, "config.py")))
-    model = build(config.model, loss=config.loss.loss)
+    model = build(own_description(config.model), loss=config.loss.loss)
     step, params = _restore(folder, choice, config, model.shapes())
     words = load_tokenizer(tokenizer) if tokenizer else _own_tokenizer(config.model, folder)
     check_vocabulary(words, model.vocab_size)
@@ -227,7 +233,10 @@ class RunEncoder:
         batches = self._set(lambda numbers: [], (), _longest(self._run, texts)).batches_of(texts)
         return encode.encode_texts(lambda tokens: self._text(self._params, tokens), batches)
 
-    def _set(self, read: ReadImages, names: Sequence[str], length: int = 1) -> EvaluationSet:
+    def _set(self, read: ReadImages, names: Sequence[str], length: int = 1) -> Any:
+        # TensorFlow reads pictures; writing and pushing a model does without.
+        from clip_italian.data.evaluation_set import EvaluationSet
+
         images = Collection(self.name, "", names, read, fingerprint="")
         data = dataclasses.replace(self._config.data, max_length=length)
         config = dataclasses.replace(self._config, data=data)

@@ -49,8 +49,8 @@ class Export:
     tokenizer: str = ""
     """Tokenizer of a run whose config names one that is not there; empty takes the config's."""
     push_to_hub: str = ""
-    """Hub repository to push the folder to: NAME or OWNER/NAME, made if there is none. The token
-    comes from `hf auth login` or HF_TOKEN."""
+    """Hub repository OWNER/NAME to push the folder to, made if there is none. The token comes from
+    `hf auth login` or HF_TOKEN."""
     public: bool = False
     """Make the repository public; it is private otherwise."""
     tag: str = ""

@@ -108,7 +108,7 @@ def push(
       ConfigError: see the message; after an interruption the same call goes on where it was.
     """
     files = plan(folder)
-    _check_words(repo_id, tag)
+    check_words(repo_id, tag)
     api = HfApi(token=True)  # True: huggingface_hub finds the token itself
     check_token(api)
     try:
@@ -235,7 +235,7 @@ def _taken(repo: str, tag: str, at: str) -> ConfigError:
     )
 
 
-def _check_words(repo_id: str, tag: str) -> None:
+def check_words(repo_id: str, tag: str) -> None:
     if not re.fullmatch(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", repo_id, re.ASCII):
         raise ConfigError(f"--push_to_hub {repo_id!r} is no repository; give NAME or OWNER/NAME")
     # A part of what git allows; no more is needed, and the hub would refuse it after the upload.

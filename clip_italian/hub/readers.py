@@ -31,7 +31,7 @@ def check_flax(folder: Path, reference: Reference) -> list[Check]:
     """Reads `flax_model.msgpack` by transformers' Flax class, and `model.safetensors` by ours."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         model: Any = _WithoutRandomStart.from_pretrained(str(folder))
-    params = model.params
+    params = jax.device_put(model.params)
     again = load_pretrained(str(folder))
     padding = export.padding_idx(again.model)
 
@@ -71,17 +71,17 @@ def check_flax(folder: Path, reference: Reference) -> list[Check]:
 
 
 def _check_ours(again: LoadedModel, reference: Reference) -> Check:
-    model = again.model
+    model, params = again.model, jax.device_put(again.params)
     images, texts = jax.jit(model.encode_image), jax.jit(model.encode_text)
     mean, std = (np.asarray(c, np.float32) for c in (model.image_mean, model.image_std))
 
     def embed_images(pixels: np.ndarray) -> np.ndarray:
         plain = pixels.transpose(0, 2, 3, 1) * std[None, None, None] + mean[None, None, None]
         whole = np.round(plain * 255).astype(np.uint8)
-        return np.asarray(images(again.params, whole))
+        return np.asarray(images(params, whole))
 
     def embed_texts(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return np.asarray(texts(again.params, TokenGroup(ids, mask)))
+        return np.asarray(texts(params, TokenGroup(ids, mask)))
 
     with jax.default_matmul_precision("highest"):
         version = importlib.metadata.version("clip_italian")

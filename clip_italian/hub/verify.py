@@ -87,7 +87,8 @@ def make_reference(loaded: LoadedModel, collection: Collection, pictures: int) -
     """
     count = min(pictures, len(collection))
     first = {int(i): n for n, i in reversed(list(enumerate(collection.caption_image)))}
-    texts = list(dict.fromkeys(collection.captions[first[i]] for i in range(count) if i in first))
+    captions = [collection.captions[first[i]] for i in range(count) if i in first]
+    texts = _distinct(loaded, captions)
     if count < 2 or len(texts) < 2:
         raise ConfigError(
             f"verify_set: {collection.name} has {count} pictures with {len(texts)} different "
@@ -111,6 +112,17 @@ def make_reference(loaded: LoadedModel, collection: Collection, pictures: int) -
         text_embeds,
         float(np.exp(loaded.params["logit_scale"])),
     )
+
+
+def _distinct(loaded: LoadedModel, captions: Sequence[str]) -> list[str]:
+    """The captions without those that the model cannot tell from an earlier one."""
+    if not captions:
+        return []
+    tokens = encode(loaded.tokenizer, captions, loaded.config.data.max_length)
+    first: dict[bytes, str] = {}
+    for ids, text in zip(tokens.input_ids, captions, strict=True):
+        first.setdefault(ids.tobytes(), text)
+    return list(first.values())
 
 
 def compare(

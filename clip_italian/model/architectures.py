@@ -7,6 +7,8 @@ weights are fetched, the hub's own configuration must agree (`towers.Model.init`
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from clip_italian.config import ConfigError
 
 Pixel = tuple[float, ...]  # one number per channel: red, green, blue
@@ -63,6 +65,24 @@ def check_projection(name: str, width: int, projection_dim: int) -> None:
             f"pretrained visual projection of vision_tower = {name!r}"
         )
 
+
+def tower_config(config: Any) -> dict[str, Any]:
+    """A tower's configuration as a dict that its own class reads, with its `model_type`.
+
+    What every configuration holds and this one leaves alone (how to generate text, ...) is left
+    out; the tower's own fields are all there, lest another version's defaults differ.
+    """
+    common, kind = PretrainedConfig().to_dict(), type(config)().to_dict()
+    found = {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in _ASIDE
+        and not (key in common and common[key] == value and kind.get(key) == value)
+    }
+    return {**found, "model_type": config.model_type}
+
+
+_ASIDE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

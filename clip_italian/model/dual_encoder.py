@@ -67,6 +67,14 @@ def describe(name: str, *, field: str = FIELD) -> DualEncoder:
             "folder that `clip-italian export` wrote"
         )
     vision, text = dict(config["vision_config"]), dict(config["text_config"])
+    if kind == _HYBRID and "roberta" in str(text.get("model_type")):
+        raise ConfigError(
+            f"{field} = {name!r}: a HybridCLIP of 2021 with a RoBERTa counted positions from 0, "
+            "which no class of today does; its text embeddings would be others"
+        )
+    place, revision = _place(name)
+    processor = weights.read_processor(place, revision=revision, field=field)
+    _warn_of_other_pictures(name, processor)
     vision.setdefault("model_type", "clip_vision_model")  # what HybridCLIP took when none was named
     default = math.log(_HYBRID_SCALE) if kind == _HYBRID else config.get("logit_scale_init_value")
     bias = config.get("logit_bias")
@@ -74,11 +82,31 @@ def describe(name: str, *, field: str = FIELD) -> DualEncoder:
         name,
         vision,
         text,
-        _read_json(name, "preprocessor_config.json", field) or {},
+        processor,
         int(config.get("projection_dim", 512)),
         None if bias is None else float(bias),
         2.6592 if default is None else float(default),
     )
+
+
+def _warn_of_other_pictures(name: str, processor: dict[str, Any]) -> None:
+    """Here every picture's shorter side is resized, bicubic, and its centre cut out."""
+    size = processor.get("size", {})
+    other = {
+        "size": isinstance(size, dict) and "height" in size,  # squashes
+        "size and crop_size": isinstance(size, dict)
+        and isinstance(processor.get("crop_size"), dict)
+        and size.get("shortest_edge") not in (None, processor["crop_size"].get("height")),
+        "resample": processor.get("resample", 3) != 3,
+        "do_center_crop": not processor.get("do_center_crop", True),
+    }
+    fields = [field for field, differs in other.items() if differs]
+    if fields:
+        _log.warning(
+            "%s reads pictures in another way (%s of its image processor): here the shorter side "
+            "is resized, bicubic, and the centre cut out, so that embeddings differ a little",
+            name, ", ".join(fields),
+        )  # fmt: skip
 
 
 def arrays_of(whole: DualEncoder) -> weights.Arrays:

@@ -17,13 +17,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from transformers.modeling_flax_pytorch_utils import convert_pytorch_state_dict_to_flax
 
-from clip_italian.config import LOGIT_SCALE, ConfigError, ModelConfig
+from clip_italian.config import LOGIT_BIAS, LOGIT_SCALE, Config, ConfigError, ModelConfig
 from clip_italian.model import dual_encoder, weights
 from clip_italian.model.architectures import (
     ARCHITECTURES,
     check_agreement,
     check_projection,
     pixel_constants,
+    tower_config,
 )
 from clip_italian.model.dual_encoder import DualEncoder
 from clip_italian.model.hybrid_clip import HybridClip
@@ -83,6 +84,8 @@ def build(config: ModelConfig, *, loss: str) -> Model:
     for tower in (vision, text):
         for field in tower.kind.dropout:
             setattr(tower.config, field, config.dropout)
+    scale = LOGIT_SCALE if config.logit_scale is None else config.logit_scale
+    bias = LOGIT_BIAS if config.logit_bias is None else config.logit_bias
     dtype = jnp.dtype(config.dtype)
     assert text.kind.inputs is not None
     module = HybridClip(
@@ -96,19 +99,33 @@ def build(config: ModelConfig, *, loss: str) -> Model:
         image_mean=vision.config.image_mean,
         image_std=vision.config.image_std,
         max_positions=text.config.max_position_embeddings - text.kind.offset(text.config),
-        initial_logit_scale=LOGIT_SCALE if config.logit_scale is None else config.logit_scale,
-        initial_logit_bias=config.logit_bias if loss == "sigmoid" else None,
+        initial_logit_scale=scale,
+        initial_logit_bias=None if loss != "sigmoid" else bias,
     )
 
     def load(shapes: Mapping[str, Any]) -> weights.Arrays:
         if whole is None:
             return _load(vision, shapes, dim) | _load(text, shapes, dim)
         loaded = _load_whole(whole, (vision, text), shapes)
-        if config.logit_scale is not None:  # a scale of the run's own
-            del loaded["logit_scale"]
-        return loaded
+        # What the run states goes before what the model had.
+        stated = {"logit_scale": config.logit_scale, "logit_bias": config.logit_bias}
+        return {key: value for key, value in loaded.items() if stated.get(key) is None}
 
     return Model(module, vision.config, text.config, load)
+
+
+def describe(config: Config) -> Config:
+    """States the towers that `init_from` brings, so that the run can be read without it."""
+    if not config.model.init_from:
+        return config
+    whole = dual_encoder.describe(config.model.init_from)
+    vision, text = _tower("vision", config.model, whole), _tower("text", config.model, whole)
+    model = dataclasses.replace(
+        config.model,
+        vision_config={**tower_config(vision.config), "image_size": vision.stored_size},
+        text_config=tower_config(text.config),
+    )
+    return dataclasses.replace(config, model=model)
 
 
 def _tower(

@@ -15,6 +15,7 @@ import numpy as np
 from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 from huggingface_hub import hf_hub_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 
@@ -70,10 +71,28 @@ def read_description(name: str, revision: str, side: str) -> tuple[dict[str, Any
         raise ConfigError(f"{side}_tower = {name!r} holds no config.json")
     if side == "text":
         return config, {}
-    processor = _read_json(name, "preprocessor_config.json", **place)
-    if processor is None:
+    return config, read_processor(name, **place)
+
+
+def read_processor(name: str, *, revision: str, field: str) -> dict[str, Any]:
+    """What a checkpoint says of its pictures; empty, with a warning, where it says nothing.
+
+    transformers 5 writes processor_config.json alone for a model of pictures and texts.
+    """
+    place = {"revision": revision, "field": field}
+    try:
+        found = _read_json(name, "preprocessor_config.json", **place)
+        if found is None:
+            found = (_read_json(name, "processor_config.json", **place) or {}).get(
+                "image_processor"
+            )
+    except ConfigError:
+        if not HF_HUB_OFFLINE:
+            raise
+        found = None  # the cache does not know whether the hub has one
+    if found is None:
         _log.warning("%s has no preprocessor_config.json: its kind's mean and std are taken", name)
-    return config, processor or {}
+    return found or {}
 
 
 def _read_json(name: str, filename: str, *, revision: str, field: str) -> dict[str, Any] | None:

@@ -136,8 +136,8 @@ def test_tokenizer_facts_do_not_depend_on_past_calls():
     tokenizer.add_tokens(["verde"])
     assert digest({}, tokenizer_facts(tokenizer)) != before
     limited = make_tokenizer()
-    limited.model_max_length = 9
-    assert digest({}, tokenizer_facts(limited)) != before
+    limited.model_max_length = 9  # an export says it, the run's own tokenizer does not
+    assert digest({}, tokenizer_facts(limited)) == before
 
 
 def test_config_facts_leave_out_where_a_configuration_lies():

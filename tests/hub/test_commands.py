@@ -12,7 +12,7 @@ from clip_italian import cli, flags
 from clip_italian.config import Config, DataConfig, ModelConfig, TrainConfig, resolve
 from clip_italian.data.records import write_records
 from clip_italian.evaluation import report as reports
-from clip_italian.hub import commands, push
+from clip_italian.hub import access, commands, push
 from clip_italian.hub.load import load_model
 from clip_italian.model.towers import build
 from clip_italian.training.checkpoint import Checkpoints
@@ -128,11 +128,11 @@ def test_a_report_of_other_weights_is_refused(run, tmp_path, capsys):
         (tmp_path / "report", "holds ['other', 'unknown']; name one of them as FOLDER#MODEL"),
         (f"{tmp_path}/report#third", "holds ['other', 'unknown']"),
         (f"{tmp_path}/report#other", "its weights are others"),
+        (f"{tmp_path}/report#unknown", "does not say which weights it is of"),
     ):
         status, _, err = called(capsys, *base, report)
         assert status == 2 and message in err
         assert not (tmp_path / "out").exists()
-    assert called(capsys, *base, f"{tmp_path}/report#unknown", "--verify", "none")[0] == 0
 
 
 def test_the_runs_own_report_is_taken_when_it_is_of_the_same_step(run, tmp_path, capsys):
@@ -155,6 +155,7 @@ def test_a_folder_that_is_there_is_not_touched(run, tmp_path, capsys):
     (tmp_path / "out" / "mine.txt").write_text("mine")
     status, _, err = called(capsys, "--model", run, "--out_dir", tmp_path / "out")
     assert status == 2 and "is there already; name a new folder" in err
+    assert called(capsys, "--model", run, "--out_dir", tmp_path)[0] == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
@@ -170,7 +171,7 @@ def test_nothing_is_left_under_its_name_when_it_is_not_the_model(
     monkeypatch.setattr(commands.export, "write", spoil)
     status, _, err = called(capsys, "--model", run, "--out_dir", tmp_path / "out")
     assert status == 2 and "is not the model it was made of" in err
-    assert not (tmp_path / "out").exists()
+    assert not any(path.name.startswith((".out", "out")) for path in tmp_path.iterdir())
 
 
 def test_what_cannot_be_used_is_said_before_anything_is_written(run, data_dir, tmp_path, capsys):
@@ -181,33 +182,38 @@ def test_what_cannot_be_used_is_said_before_anything_is_written(run, data_dir, t
     for words, message in (
         (["--model", run], "out_dir is empty"),
         (["--model", run, "--dry_run"], "config.json"),
-        (["--model", run, *out, "--tag", "v1"], "tag = 'v1' would be ignored; name push_to_hub"),
-        (["--model", run, *out, "--public"], "public = True would be ignored"),
+        (["--model", run, *out, "--tag", "v1"], "tag would be ignored: name push_to_hub too"),
+        (["--model", run, *out, "--public"], "public would be ignored"),
+        (
+            ["--model", run, *out, "--verify", "none", "--verify_set", "contrast"],
+            "verify_set would be ignored: verify is none",
+        ),
+        (["--model", run, *out, "--push_to_hub", "name"], "names no owner; give OWNER/NAME"),
+        (["--model", run, *out, "--push_to_hub", "a/b!"], "a/b!"),
+        (["--model", run, *out, "--push_to_hub", "a/b"], "HF_HUB_OFFLINE"),  # before any work
         (["--model", run, *out, "--verify_pictures", "1"], "verify_pictures = 1 is not allowed"),
         (["--model", run, *out, "--verify_set", "records:none"], "or give --verify none"),
         (["--model", run, *out, "--data_dir", tmp_path], "verify_set: "),
         (["--model", tmp_path / "none", *out], "is no folder here"),
         (["--model", distil, *out], "a distilbert text tower cannot be exported"),
         (["--model", run, *out, "--open_clip", "a/b"], "vision tower 'vit'"),
-        (
-            ["--model", run, *out, "--open_clip", "a/b", "--push_to_hub", "name"],
-            "give its owner too: OWNER/name",
-        ),
     ):
         status, _, err = called(capsys, *words)
         assert status == 2 and message in err, (words, err)
         assert not (tmp_path / "out").exists()
 
 
-def test_an_export_is_exported_and_evaluated_like_a_run(run, data_dir, tmp_path, capsys):
+def test_an_export_is_exported_like_a_run(run, data_dir, tmp_path, capsys, caplog):
     """The way of every model that is not a run of ours: of the hub, and of 2021."""
     first, second = tmp_path / "first", tmp_path / "second"
     assert called(capsys, "--model", run, "--out_dir", first, "--verify", "none")[0] == 0
     status, _, err = called(capsys, "--model", first, "--out_dir", second)
     assert status == 2 and "names no pictures of its own" in err
+    assert "are not taken over" not in caplog.text
     words = ["--verify_set", "records:a", "--data_dir", data_dir]
     status, out, _ = called(capsys, "--model", first, "--out_dir", second, *words)
     assert status == 0 and "5 of 5 pictures" in out
+    assert "its card, report and training config are not taken over" in caplog.text
     for name in ("model.safetensors", "flax_model.msgpack", "tokenizer.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     assert not (second / "training_config.py").exists()
@@ -216,19 +222,31 @@ def test_an_export_is_exported_and_evaluated_like_a_run(run, data_dir, tmp_path,
 def test_training_starts_from_an_export(run, data_dir, tmp_path, capsys):
     folder, again = tmp_path / "export", tmp_path / "again"
     assert called(capsys, "--model", run, "--out_dir", folder, "--verify", "none")[0] == 0
-    # The towers that a config names are replaced, and so is its tokenizer.
-    words = ["--init_from", folder, "--vision_tower", "a/b", "--text_tower", "c/d"]
+    named = Config(model=ModelConfig(vision_tower="a/b", text_tower="c/d"))
+    (tmp_path / "named.py").write_text(flags.dump(named))
+    # The towers that a config names are replaced.
+    words = ["--config", tmp_path / "named.py", "--init_from", folder]
     words += ["--projection_dim", 16, "--data_dir", data_dir, "--sources", "a", "--max_length", 8]
     words += ["--steps", 2, "--batch_size", 8, "--vision_thaw_step", "None", "--workdir", again]
     words += ["--eval_batch_size", 8, "--reader_threads", 2, "--compile_cache", ""]
+    assert run_hybrid_clip.main(list(map(str, [*words, "--vision_tower", "x/y"]))) == 2
+    assert "vision_tower = 'x/y' is not allowed beside init_from" in capsys.readouterr().err
     assert run_hybrid_clip.main(list(map(str, words))) == 0
-    start, end = load_model(str(folder)), load_model(str(again))
+    folder.rename(tmp_path / "moved")  # the run says itself what its towers are
+    with pytest.raises(commands.ConfigError, match="give a hub id that can be reached"):
+        load_model(str(again))
+    (tmp_path / "moved").rename(folder)
+    (folder / "config.json").write_text("{}")
+    start, end = load_model(str(run)), load_model(str(again))
     assert (end.step, end.config.model.init_from) == (2, str(folder))
     assert_equal_trees(end.params["vision_model"], start.params["vision_model"])  # frozen
     moved = end.params["text_projection"]["kernel"] - start.params["text_projection"]["kernel"]
     assert 0 < np.abs(moved).max() < 1e-2
     assert end.params["logit_scale"] == start.params["logit_scale"]
     assert end.tokenizer("un gatto")["input_ids"] == [2, 4, 5, 3]
+    second = tmp_path / "second"
+    assert called(capsys, "--model", again, "--out_dir", second)[0] == 0
+    assert_equal_trees(load_model(str(second)).params, end.params)
 
 
 def test_an_exported_folder_is_pushed_as_it_is(run, tmp_path, capsys, monkeypatch, caplog):
@@ -239,6 +257,7 @@ def test_an_exported_folder_is_pushed_as_it_is(run, tmp_path, capsys, monkeypatc
         return "https://hub/commit/1"
 
     monkeypatch.setattr(push, "push", fake)
+    monkeypatch.setattr(access, "check_token", lambda api: None)
     folder = tmp_path / "out"
     words = ["--push_to_hub", "ada/tiny", "--tag", "v1"]
     status, out, _ = called(
@@ -251,13 +270,16 @@ def test_an_exported_folder_is_pushed_as_it_is(run, tmp_path, capsys, monkeypatc
     assert not caplog.records
     assert called(capsys, "--model", folder, "--push_to_hub", "ada/other")[0] == 0
     assert "does not name ada/other" in caplog.text
+    status, _, err = called(capsys, "--model", folder, *words, "--license", "mit")
+    assert status == 2 and "license would be ignored: without out_dir" in err
 
     def refuse(*_, **__):
         raise commands.ConfigError("no token")
 
     monkeypatch.setattr(push, "push", refuse)
-    status, _, err = called(capsys, "--model", folder, *words)
-    assert status == 2 and f"to push it: clip-italian export --model {folder} --push" in err
+    status, _, err = called(capsys, "--model", folder, *words, "--public")
+    again = f"--model {folder} --push_to_hub ada/tiny --tag v1 --public"
+    assert status == 2 and f"to push it: clip-italian export {again}" in err
 
 
 def test_the_help_explains_every_flag(capsys):

@@ -1,5 +1,6 @@
 """Whole models to start from, as transformers and the code of 2021 lay them out."""
 
+import dataclasses
 import json
 import logging
 
@@ -8,10 +9,10 @@ import pytest
 from flax.serialization import msgpack_serialize
 from safetensors.numpy import save_file
 
-from clip_italian.config import ConfigError, ModelConfig
+from clip_italian.config import Config, ConfigError, ModelConfig
 from clip_italian.hub.torch_layout import to_pytorch
 from clip_italian.model import weights
-from clip_italian.model.towers import build
+from clip_italian.model.towers import build, describe
 from tests.model.checkpoints import PROCESSOR, assert_equal_trees, random_like, tiny_model
 from tests.tiny import TINY_BEIT, TINY_BERT, TINY_CLIP, TINY_DINOV2, TINY_ROBERTA, TINY_VIT
 
@@ -170,3 +171,60 @@ def test_another_image_size(tmp_path):
     ):
         with pytest.raises(ConfigError, match=rf"image_size = \d\d is not allowed; {message}"):
             tiny_model(**fields)
+
+
+def test_a_roberta_of_2021_is_refused(tmp_path):
+    """Its positions were counted from 0, for real tokens and padding alike."""
+    path = write_whole(tmp_path / "m", {}, TINY_CLIP, TINY_ROBERTA, model_type="hybrid-clip")
+    with pytest.raises(ConfigError, match="a HybridCLIP of 2021 with a RoBERTa counted positions"):
+        whole_model(path)
+
+
+def test_pixel_constants_of_a_folder_that_transformers_5_wrote(tmp_path, caplog):
+    params = random_like(tiny_model(vision_config=TINY_CLIP).shapes())
+    path = write_whole(tmp_path / "m", params)
+    (tmp_path / "m" / "preprocessor_config.json").unlink()
+    said = {"image_processor": PROCESSOR, "processor_class": "VisionTextDualEncoderProcessor"}
+    (tmp_path / "m" / "processor_config.json").write_text(json.dumps(said))
+    assert whole_model(path).image_mean == (0.1, 0.2, 0.3) and not caplog.records
+    (tmp_path / "m" / "processor_config.json").unlink()
+    assert whole_model(path).image_mean == (0.48145466, 0.4578275, 0.40821073)
+    assert "no preprocessor_config.json: its kind's mean and std are taken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("processor", "field"),
+    [
+        ({"size": {"height": 32, "width": 32}}, "(size of its"),
+        ({"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}, "crop_size"),
+        ({"resample": 2}, "resample"),
+        ({"do_center_crop": False}, "do_center_crop"),
+        ({"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}, None),
+        ({"size": 32, "crop_size": 32, "resample": 3}, None),  # of old versions
+    ],
+)
+def test_pictures_that_are_read_otherwise_are_told(tmp_path, caplog, processor, field):
+    params = random_like(tiny_model(vision_config=TINY_CLIP).shapes())
+    path = write_whole(tmp_path / "m", params)
+    (tmp_path / "m" / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, **processor}))
+    whole_model(path)
+    assert (field in caplog.text) if field else not caplog.records
+
+
+def test_a_run_states_the_towers_that_it_started_from(tmp_path):
+    params = random_like(tiny_model(vision_config=TINY_VIT).shapes())
+    path = write_whole(tmp_path / "m", params, TINY_VIT)
+    config = Config(ModelConfig(init_from=path, projection_dim=16, image_size=48))
+    stated = describe(config).model
+    assert stated.vision_config["image_size"] == 32  # as stored
+    assert build(stated, loss="infonce").image_size == 48
+    alone = build(dataclasses.replace(stated, init_from=""), loss="infonce")
+    assert (alone.image_size, alone.image_mean) == (48, (0.1, 0.2, 0.3))
+    assert alone.shapes() == build(stated, loss="infonce").shapes()
+    plain = Config(ModelConfig(vision_config=TINY_VIT, text_config=TINY_BERT))
+    assert describe(plain) is plain
+    # Another model in its place is noticed where it would be read again.
+    write_whole(tmp_path / "n", params, {**TINY_VIT, "num_attention_heads": 4})
+    (tmp_path / "m" / "config.json").write_text((tmp_path / "n" / "config.json").read_text())
+    with pytest.raises(ConfigError, match="num_attention_heads is 4, not 2"):
+        build(stated, loss="infonce")
