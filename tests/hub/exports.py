@@ -26,7 +26,11 @@ from tests.tiny import (
     TINY_XLM_ROBERTA,
 )
 
+SIGMOID = "clip-bert-sigmoid"
+RESIZED = "vit-bert-resized"  # its pictures are larger than its tower's
 PAIRS = {
+    SIGMOID: (TINY_CLIP, TINY_BERT),
+    RESIZED: (TINY_VIT, TINY_BERT),
     "vit-bert": (TINY_VIT, TINY_BERT),
     "clip-bert": (TINY_CLIP, TINY_BERT),
     "vit-roberta": (TINY_VIT, TINY_ROBERTA),
@@ -52,19 +56,21 @@ def tiny_loaded(vision=TINY_VIT, text=TINY_BERT, *, loss="infonce", tokenizer=""
     built = build(config.model, loss=loss)
     params = random_like(built.shapes(), seed=seed)
     params["logit_scale"] = np.float32(np.log(20.0))
+    if loss == "sigmoid":
+        params["logit_bias"] = np.float32(-2.0)
     # [UNK] is where RoBERTa wants its padding: at 1.
     words = make_tokenizer("[UNK]" if roberta else "[PAD]")
     return LoadedModel("tiny", config, built, params, words, 9)
 
 
-def pictures(count, size=32, seed=5):
-    """Encoded pictures that differ, of the size that towers take: nothing is to be resized."""
+def pictures(count, size=(32, 32), seed=5):
+    """Encoded pictures that differ; 32 × 32 is what towers take: then nothing is to be resized."""
     rng = np.random.default_rng(seed)
     files = []
     for _ in range(count):
         coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
         file = io.BytesIO()
-        Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(file, "PNG")
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, "PNG")
         files.append(file.getvalue())
     return files
 
@@ -78,7 +84,7 @@ def sentences(count):
     return found
 
 
-def collection(count=20, size=32):
+def collection(count=20, size=(32, 32)):
     files, captions = pictures(count, size), sentences(count)
     return Collection(
         "drawn",
@@ -93,6 +99,7 @@ def collection(count=20, size=32):
 
 def write(folder: Path, loaded: LoadedModel, images: Collection, count: int, *, onnx: bool) -> None:
     """An exported folder, and beside its files `reference.npz`, `captions.json` and `pictures/`."""
+    bias = loaded.params.get("logit_bias")
     folder.mkdir(parents=True)
     export.write(folder, loaded)
     export.write_sentence_transformers(folder)
@@ -101,6 +108,7 @@ def write(folder: Path, loaded: LoadedModel, images: Collection, count: int, *, 
     facts = CardFacts(
         name=str(folder),
         logit_scale=float(np.exp(loaded.params["logit_scale"])),
+        logit_bias=float(bias) if bias is not None else None,
         projection_dim=loaded.model.module.projection_dim,
         image_size=loaded.model.image_size,
         max_length=loaded.config.data.max_length,
@@ -119,6 +127,7 @@ def write(folder: Path, loaded: LoadedModel, images: Collection, count: int, *, 
         image_embeds=reference.image_embeds,
         text_embeds=reference.text_embeds,
         factor=reference.factor,
+        **({} if bias is None else {"bias": bias}),
     )
     captions = [images.captions[int(n)] for n in np.unique(images.caption_image, True)[1]]
     captions = list(dict.fromkeys(captions[:count]))
@@ -134,8 +143,10 @@ def main(words):
     root = Path(words[0]).resolve()
     graphs = all(map(importlib.util.find_spec, ("torch", "onnxscript", "onnxruntime")))
     for name, (vision, text) in PAIRS.items():
-        onnx = graphs and name == "vit-bert"  # test_onnx.py has the others
-        write(root / name, tiny_loaded(vision, text), collection(64), 64, onnx=onnx)
+        loaded = tiny_loaded(vision, text, loss="sigmoid" if name == SIGMOID else "infonce")
+        images = collection(64, (60, 48) if name == RESIZED else (32, 32))
+        # test_onnx.py has the others
+        write(root / name, loaded, images, 64, onnx=graphs and name in ("vit-bert", SIGMOID))
     if len(words) > 1:
         from clip_italian.data.collections import open_records
 

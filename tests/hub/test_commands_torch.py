@@ -1,11 +1,14 @@
 """`clip-italian export --verify torch --onnx --open_clip`: run with `-m torch`."""
 
 import json
+import re
 
 import pytest
+from PIL import Image
 
 from tests.data.conftest import WORDS
 from tests.hub import hub_cache
+from tests.hub.card_snippets import snippets
 from tests.hub.test_commands import called, data_dir, make_run
 from tests.model.checkpoints import write_folder
 from tests.tiny import TINY_BERT, TINY_CLIP
@@ -37,3 +40,12 @@ def test_everything_at_once(data_dir, tmp_path, capsys, monkeypatch):
     assert said["model_cfg"]["text_cfg"]["hf_model_name"] == "ada/bert"
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card.count("5 of 5") >= 5 and "tags:\n" in card
+    # Its code for open_clip names the hub: what is to be pushed lies in the cache of it.
+    hub_cache.add(tmp_path / "cache", "ada/clip", str(folder))
+    (code,) = [code for title, code in snippets(card) if title == "open_clip"]
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "foto.jpg")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(code, "open_clip", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(bool(re.fullmatch(r"-?[01]\.\d{4}  una foto di .+", line)) for line in lines) == 3
