@@ -35,11 +35,11 @@ def waits():
 
 def all_closed(server):
     """Whatever happened, no connection is left open (the server hears of it a little later)."""
-    for wait in (0, 0.01, 0.05, 0.5):
+    for wait in (0, 0.01, 0.05, 0.2, 1, 4):
         time.sleep(wait)
         if not server.open:
             break
-        if wait == 0.05:  # an error that was raised and forgotten may still hold one
+        if wait >= 0.05:  # an error that was raised and forgotten may still hold one
             gc.collect()
     return server.open == 0
 
