@@ -120,7 +120,7 @@ def check_torch(folder: Path, reference: Reference) -> Check:
 
     version = importlib.metadata.version("transformers")
     library = f"transformers {version}, PyTorch {torch.__version__} ({export.WEIGHTS})"
-    processor: Any = AutoProcessor.from_pretrained(folder)
+    processor: Any = AutoProcessor.from_pretrained(folder, use_fast=False)
     return compare(reference, library, embed_images, embed_texts, processor.image_processor)
 
 

@@ -232,6 +232,7 @@ def test_training_starts_from_an_export(run, data_dir, tmp_path, capsys):
     assert run_hybrid_clip.main(list(map(str, [*words, "--vision_tower", "x/y"]))) == 2
     assert "vision_tower = 'x/y' is not allowed beside init_from" in capsys.readouterr().err
     assert run_hybrid_clip.main(list(map(str, words))) == 0
+    assert run_hybrid_clip.main(list(map(str, words))) == 0  # the same command goes on
     folder.rename(tmp_path / "moved")  # the run says itself what its towers are
     with pytest.raises(commands.ConfigError, match="give a hub id that can be reached"):
         load_model(str(again))
