@@ -77,6 +77,8 @@ def write(folder: Path, loaded: LoadedModel) -> None:
     config = model_config(loaded.model, loaded.params)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_file(to_pytorch(params), folder / WEIGHTS, metadata={"format": "pt"})
+    # Other than all else here, this file is made for its owner's eyes only.
+    (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)
     (folder / FLAX_WEIGHTS).write_bytes(msgpack_serialize(params))
     _tokenizer(loaded.tokenizer, loaded.config.data.max_length).save_pretrained(folder)
     _image_processor(loaded.model).save_pretrained(folder)

@@ -90,6 +90,10 @@ def test_files_and_both_layouts_of_the_weights(folder, loaded):
     assert_equal_trees(flax, loaded.params)
 
 
+def test_all_files_may_be_read_by_the_same_people(folder):
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_configuration(folder):
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "vision-text-dual-encoder"
