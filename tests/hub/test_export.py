@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor
 
 from clip_italian import flags
 from clip_italian.config import ConfigError
+from clip_italian.evaluation.encoders import is_run
 from clip_italian.hub import export, readers, verify
 from clip_italian.hub.load import load_model, load_pretrained
 from clip_italian.hub.torch_layout import to_pytorch
@@ -218,6 +220,15 @@ def test_a_model_of_the_sigmoid_loss(tmp_path):
     assert "logit_bias" not in msgpack_restore((folder / "flax_model.msgpack").read_bytes())
     again = load_model(str(folder))
     assert again.config.loss.loss == "sigmoid" and again.params["logit_bias"] == -9.5
+
+
+def test_no_code_of_a_downloaded_folder_is_run(folder, tmp_path):
+    copied = tmp_path / "downloaded"
+    shutil.copytree(folder, copied)
+    (copied / "config.py").write_text("raise SystemExit('executed')")
+    (copied / "checkpoints").mkdir()
+    assert not is_run(str(copied))
+    assert load_model(str(copied)).step is None
 
 
 @pytest.mark.parametrize(

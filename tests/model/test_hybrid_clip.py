@@ -289,6 +289,8 @@ def test_dropout_reaches_the_configurations():
     assert model.vision_config.attention_dropout == 0.5
     assert model.text_config.hidden_dropout_prob == 0.5
     assert model.text_config.attention_probs_dropout_prob == 0.5
+    # Whole layers are never dropped: BEiT's own default is 0.1.
+    assert tiny_model(vision_config=TINY_BEIT).vision_config.drop_path_rate == 0
     model = tiny_model()  # BERT's own default is 0.1
     assert model.vision_config.hidden_dropout_prob == 0
     assert model.text_config.hidden_dropout_prob == 0

@@ -131,6 +131,19 @@ def test_other_data_are_refused_and_free_fields_are_not(tmp_path):
     check_same_run(saved, describe(longer, "fingerprint"), "x")
 
 
+def test_a_run_of_before_a_field_existed_goes_on(tmp_path):
+    description = describe(make_config(tmp_path), "f")
+    older = {
+        part: {name: value for name, value in description[part].items() if name != "init_from"}
+        for part in ("identity", "config")
+    }
+    saved = {**description, **older}
+    check_same_run(saved, description, "x")
+    begun = {**description["identity"], "init_from": "exports/a"}
+    with pytest.raises(ConfigError, match="init_from was '', is 'exports/a'"):
+        check_same_run(saved, {**description, "identity": begun}, "x")
+
+
 def test_a_newer_checkpoint_format_is_refused(tmp_path):
     description = describe(make_config(tmp_path), "f")
     with pytest.raises(ConfigError, match="format 2"):

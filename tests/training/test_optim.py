@@ -6,11 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from clip_italian.config import ConfigError, Segment
+from clip_italian.config import GROUPS, ConfigError, Segment
 from clip_italian.training import optim
 from clip_italian.training.optim import DECAY_RULES, Optimizer, Phase
 from tests import toy
+from tests.model.checkpoints import tiny_model
+from tests.tiny import (
+    TINY_BEIT,
+    TINY_CLIP,
+    TINY_DINOV2,
+    TINY_DISTILBERT,
+    TINY_ELECTRA,
+    TINY_ROBERTA,
+)
 
 
 def test_each_parameter_has_one_group_and_they_join_again():
@@ -209,3 +219,20 @@ def test_the_logit_group_may_have_segments_of_its_own():
     config = toy.config(segments=(Segment("projection", 0, 1.0, 0, 10), own))
     assert [s for s in optim.segments(config.optim) if s.group == "logit"] == [own]
     assert dataclasses.asdict(own)["start_step"] == 3
+
+
+@pytest.mark.parametrize(
+    "towers",
+    [
+        {"vision_config": TINY_DINOV2, "text_config": TINY_DISTILBERT},
+        {"vision_config": TINY_BEIT, "text_config": TINY_ELECTRA},
+        {"vision_config": TINY_CLIP, "text_config": TINY_ROBERTA},
+    ],
+    ids=["dinov2-distilbert", "beit-electra", "clip-roberta"],
+)
+def test_every_parameter_of_every_tower_has_one_rule(towers):
+    shapes = traverse_util.flatten_dict(tiny_model("sigmoid", **towers).shapes(), sep="/")
+    decayed = {path: optim.match_one(optim.DECAY_RULES, path, "decay") for path in shapes}
+    assert {optim.group_of(path, learn_logit_scale=True) for path in shapes} == set(GROUPS)
+    kernels = {path for path in shapes if path.endswith(("/kernel", "/embedding"))}
+    assert {path for path, value in decayed.items() if value} == kernels
