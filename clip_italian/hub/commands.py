@@ -158,6 +158,8 @@ def _fill(
         onnx_graphs.write_onnx(str(folder))
     if described is not None:
         open_clip_export.write_open_clip(folder, described, to_pytorch(loaded.params))
+        mode = (folder / "config.json").stat().st_mode  # safetensors writes for its owner alone
+        (folder / open_clip_export.WEIGHTS).chmod(mode)
     return [] if pictures is None else _checks(flags, loaded, pictures, folder)
 
 
@@ -169,8 +171,13 @@ def _report(flags: Export, loaded: LoadedModel) -> Report | None:
         if loaded.step is None or not (run / reports.REPORT).is_file():
             return None
         made, _ = reports.read(run)
-        # The run has gone on, or an older checkpoint was chosen: its numbers are others'.
-        return (made, MODEL) if made["step"] == loaded.step else None
+        if made["step"] == loaded.step:
+            return made, MODEL
+        logging.warning(
+            "%s is of step %s, not %d: the card has no results; evaluate %s and give --report",
+            run / reports.REPORT, made["step"], loaded.step, flags.model,
+        )  # fmt: skip
+        return None
     made, _ = reports.read(folder)
     models = list(dict.fromkeys(one.model for one in reports.results(made)))
     if (name not in models) if name else (len(models) != 1):

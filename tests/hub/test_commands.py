@@ -135,7 +135,7 @@ def test_a_report_of_other_weights_is_refused(run, tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
-def test_the_runs_own_report_is_taken_when_it_is_of_the_same_step(run, tmp_path, capsys):
+def test_the_runs_own_report_is_taken_when_it_is_of_the_same_step(run, tmp_path, capsys, caplog):
     for step, there in ((6, True), (5, False)):
         result = reports.Result(
             model="this run", set="a", protocol="x", data_fingerprint="d", task="retrieval",
@@ -147,6 +147,7 @@ def test_the_runs_own_report_is_taken_when_it_is_of_the_same_step(run, tmp_path,
         folder = tmp_path / str(step)
         assert called(capsys, "--model", run, "--out_dir", folder, "--verify", "none")[0] == 0
         assert (folder / "evaluation.json").exists() == there
+        assert ("is of step 5, not 6: the card has no results" in caplog.text) == (not there)
     (run / "report.json").unlink()
 
 
