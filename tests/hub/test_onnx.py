@@ -53,7 +53,12 @@ def save_dual_encoder(folder, vision, text, **fields):
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=PAIRS)
+# Each takes seconds to export; the quick two have every kind of mask and position between them.
+QUICK = ("clip-bert", "vit-xlm-roberta")
+NAMES = [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in PAIRS]
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def pair(request, tmp_path_factory):
     """Model in PyTorch, folder with graphs, and the graphs as functions."""
     folder = str(tmp_path_factory.mktemp(request.param) / "export")
