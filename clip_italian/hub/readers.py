@@ -13,7 +13,7 @@ from clip_italian.batch import TokenGroup
 from clip_italian.config import ConfigError
 from clip_italian.hub import export
 from clip_italian.hub.load import LoadedModel, load_pretrained
-from clip_italian.hub.onnx_graphs import open_onnx
+from clip_italian.hub.onnx_graphs import open_onnx, read_scale
 from clip_italian.hub.verify import Check, Reference, compare
 
 _log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def check_flax(folder: Path, reference: Reference) -> list[Check]:
             f"transformers {version}, Flax ({export.FLAX_WEIGHTS})",
             lambda pixels: np.asarray(images(params, pixels)),
             embed_texts,
+            float(np.exp(model.params["logit_scale"])),
             processor,
         )
     return [flax, _check_ours(again, reference)]
@@ -86,7 +87,8 @@ def _check_ours(again: LoadedModel, reference: Reference) -> Check:
     with jax.default_matmul_precision("highest"):
         version = importlib.metadata.version("clip_italian")
         library = f"clip_italian {version} ({export.WEIGHTS})"
-        return compare(reference, library, embed_images, embed_texts)
+        factor = float(np.exp(again.params["logit_scale"]))
+        return compare(reference, library, embed_images, embed_texts, factor)
 
 
 def check_torch(folder: Path, reference: Reference) -> Check:
@@ -121,7 +123,9 @@ def check_torch(folder: Path, reference: Reference) -> Check:
     version = importlib.metadata.version("transformers")
     library = f"transformers {version}, PyTorch {torch.__version__} ({export.WEIGHTS})"
     processor: Any = AutoProcessor.from_pretrained(folder, use_fast=False)
-    return compare(reference, library, embed_images, embed_texts, processor.image_processor)
+    factor = model.logit_scale.exp().item()
+    own = processor.image_processor
+    return compare(reference, library, embed_images, embed_texts, factor, own)
 
 
 def check_onnx(folder: Path, reference: Reference) -> Check:
@@ -129,9 +133,8 @@ def check_onnx(folder: Path, reference: Reference) -> Check:
     embed_images, embed_texts = open_onnx(str(folder))
     version = importlib.metadata.version("onnxruntime")
     processor = CLIPImageProcessor.from_pretrained(folder)
-    return compare(
-        reference, f"onnxruntime {version} (onnx/)", embed_images, embed_texts, processor
-    )
+    library, factor = f"onnxruntime {version} (onnx/)", read_scale(str(folder))[0]
+    return compare(reference, library, embed_images, embed_texts, factor, processor)
 
 
 def check_open_clip(folder: Path, reference: Reference) -> Check | None:
@@ -157,7 +160,8 @@ def check_open_clip(folder: Path, reference: Reference) -> Check | None:
         return model.encode_text(torch.tensor(ids, dtype=torch.long), normalize=True).numpy()
 
     library = f"open_clip {open_clip.__version__} (open_clip_model.safetensors)"
-    return compare(reference, library, embed_images, embed_texts)
+    factor = model.logit_scale.exp().item()
+    return compare(reference, library, embed_images, embed_texts, factor)
 
 
 _KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -16,7 +16,8 @@ from clip_italian.config import ConfigError
 from clip_italian.data.tokens import encode
 from clip_italian.hub.load import LoadedModel, RunEncoder
 
-EMBEDS_LIMIT = 1e-4  # largest difference of an embedding before an export is refused
+# Largest differences before an export is refused; a scale is at most 100 times a cosine.
+EMBEDS_LIMIT, LOGITS_LIMIT = 1e-4, 1e-2
 _BATCH = 16  # pictures or texts at a time
 
 # Float pixels [n, 3, height, width] → embeddings; ids and mask [n, length] → embeddings.
@@ -130,6 +131,7 @@ def compare(
     library: str,
     embed_images: EmbedImages,
     embed_texts: EmbedTexts,
+    factor: float,
     processor: Any = None,
 ) -> Check:
     """Asks another reading of the model the same things.
@@ -139,13 +141,14 @@ def compare(
       library: what reads the folder, for people.
       embed_images: normalised pixels → embeddings, rows of length 1.
       embed_texts: token ids and mask → embeddings, rows of length 1.
+      factor: the similarity scale that this reading found, a plain factor.
       processor: the folder's image processor, to compare with pictures read by it; or None.
     """
     tokens = reference.tokens
     images = _batched(embed_images, reference.pixel_values)
     texts = _batched(embed_texts, tokens.input_ids, tokens.attention_mask)
     expected = reference.factor * reference.image_embeds @ reference.text_embeds.T
-    logits = reference.factor * images @ texts.T
+    logits = factor * images @ texts.T
     best = expected.argmax(1)
     own: dict[str, Any] = {}
     if processor is not None:
@@ -170,10 +173,12 @@ def require(check: Check, folder: Path) -> None:
     """Raises `ConfigError` when a reading of the folder is not the model."""
     largest = max(check.image_embeds, check.text_embeds)
     # Not-a-number is no agreement either.
-    if not largest <= EMBEDS_LIMIT or check.same_top1 < check.pictures:
+    near = largest <= EMBEDS_LIMIT and check.logits <= LOGITS_LIMIT
+    if not near or check.same_top1 < check.pictures:
         raise ConfigError(
             f"{folder} is not the model it was made of: read by {check.library}, embeddings differ "
-            f"by up to {largest:.2g} (allowed: {EMBEDS_LIMIT:g}) and {check.same_top1} of "
+            f"by up to {largest:.2g} (allowed: {EMBEDS_LIMIT:g}), logits by {check.logits:.2g} "
+            f"(allowed: {LOGITS_LIMIT:g}), and {check.same_top1} of "
             f"{check.pictures} pictures of {check.data} find the same caption"
         )
 

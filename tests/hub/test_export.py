@@ -178,16 +178,36 @@ def test_verification_sees_another_model(tmp_path, loaded):
         with pytest.raises(ConfigError, match=r"not the model it was made of: read by .* differ"):
             verify.require(one, other)
     good = verify.compare(
-        reference, "x", lambda _: reference.image_embeds[:16], lambda *_: reference.text_embeds
+        reference,
+        "x",
+        lambda _: reference.image_embeds[:16],
+        lambda *_: reference.text_embeds,
+        20.0,
     )
     assert good.library == "x"
-    for bad in ({"image_embeds": float("nan")}, {"text_embeds": 2e-4}, {"same_top1": 19}):
+    for bad in (
+        {"image_embeds": float("nan")},
+        {"text_embeds": 2e-4},
+        {"same_top1": 19},
+        {"logits": 0.02},
+    ):
         with pytest.raises(ConfigError, match="is not the model"):
             verify.require(dataclasses.replace(PERFECT, **bad), other)
     verify.require(PERFECT, other)
 
 
 PERFECT = verify.Check("x", "drawn", 20, 20, 0.0, 0.0, 0.0, 20)
+
+
+def test_a_scale_that_is_not_the_models_is_refused(tmp_path, loaded):
+    """The best caption is the same, the probabilities are not."""
+    reference = verify.make_reference(loaded, collection(), 20)
+    params = {**loaded.params, "logit_scale": np.float32(np.log(2.6592))}
+    other = written(tmp_path / "m", dataclasses.replace(loaded, params=params))
+    for one in readers.check_flax(other, reference):
+        assert one.same_top1 == 20 and one.image_embeds < 1e-5
+        with pytest.raises(ConfigError, match=r"logits by [\d.]+ .allowed: 0.01."):
+            verify.require(one, other)
 
 
 def test_pictures_that_a_library_reads_in_another_way_are_seen(tmp_path):
