@@ -31,10 +31,11 @@ class ModelConfig:
     """Vision tower: hub id or local folder; empty builds `vision_config` with random weights."""
     text_tower: str = ""
     """Text tower: hub id or local folder; empty builds `text_config` with random weights."""
-    vision_revision: str = ""
-    """Hub revision (branch, tag or commit) of the vision tower; empty takes the default branch."""
-    text_revision: str = ""
-    """Hub revision (branch, tag or commit) of the text tower; empty takes the default branch."""
+    vision_revision: Annotated[str, FileOnly] = ""
+    """Config file only: hub revision (branch, tag or commit) of the vision tower; empty takes the
+    default branch."""
+    text_revision: Annotated[str, FileOnly] = ""
+    """Config file only: hub revision of the text tower, likewise."""
     vision_config: Annotated[dict[str, Any] | None, FileOnly] = None
     """Config file only: Hugging Face configuration of the vision tower, with its `model_type`."""
     text_config: Annotated[dict[str, Any] | None, FileOnly] = None
@@ -50,6 +51,15 @@ class ModelConfig:
     """Compute type of the towers; parameters, embeddings, logits and loss stay float32."""
     dropout: float = 0.0
     """Dropout rate in towers that train (probability); frozen towers never drop."""
+    patch_dropout: Annotated[float, FileOnly] = 0.0
+    """Config file only: share of patches left out of each training image (FLIP, arXiv 2212.00794),
+    while the vision tower trains; vit, clip and dinov2."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass computes again, layer by layer, to save memory: nothing, all but the
+    matrix products, or everything (a third more compute)."""
+    scan_layers: Annotated[bool, FileOnly] = False
+    """Config file only: compile one layer of each tower and repeat it; starts sooner, runs a
+    little slower, and draws other dropout masks."""
     logit_scale: float | None = None
     """Similarity scale at the start (a plain factor, not a log); None takes `init_from`'s, else the
     paper's, 20."""
@@ -83,7 +93,13 @@ class DataConfig:
     reader_threads: int = 8
     """Threads that read and decode images on each host; the order does not depend on it."""
     prefetch: Annotated[int, FileOnly] = 2
-    """Config file only: batches kept ready ahead of the device."""
+    """Config file only: batches kept ready on the device ahead of the step."""
+    length_groups: Annotated[int, FileOnly] = 4
+    """Config file only: into how many groups of one length the captions of a batch are sorted at
+    most, so that little is padded; 1 pads all to `max_length`. Loss and gradients are the same."""
+    cached_views: int = 0
+    """While a tower is frozen, read its outputs from files made once: with this many augmented
+    views of each picture (1 where nothing is augmented); 0 computes them in every step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +170,11 @@ class OptimConfig:
     """Adaptive gradient clipping: largest gradient norm over weight norm, per unit; 0 is off."""
     clip_norm: float = 0.0
     """Largest global norm of the moving groups' gradient; 0 is off."""
+    layer_decay: Annotated[float, FileOnly] = 1.0
+    """Config file only: factor on a tower's learning rate for each layer further from its top
+    (ELECTRA, BEiT); 1 is off."""
+    ema_decay: float = 0.0
+    """Moving average of the parameters, per step; what is evaluated and exported then. 0 is off."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +187,11 @@ class TrainConfig:
     """Optimizer steps of the whole run."""
     batch_size: int = 256
     """Pairs per step over all devices of all hosts."""
+    micro_batch: int = 0
+    """Pairs encoded at once over all devices, to save memory: the gradient is still that of the
+    whole batch. 0 encodes all at once."""
+    shard_params: bool = False
+    """Keep each parameter and its moments on one device only, gathered for the step (mesh only)."""
     seed: int = 42
     """Seed of weights, data order, captions, augmentation and dropout."""
     parallel: Literal["mesh", "pmap"] = "mesh"
@@ -178,6 +204,8 @@ class TrainConfig:
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
     """Latest checkpoints to keep; the best one by `best_metric` is kept besides."""
+    wandb: str = ""
+    """Weights & Biases project to log to as well (extra wandb); empty is off."""
     compile_cache: str = "~/.cache/clip_italian/jax"
     """Folder of XLA's persistent compilation cache; empty turns it off."""
 
@@ -221,7 +249,7 @@ class Config:
 # Fields that may change when a run is resumed; all others are the run's identity.
 FREE_FIELDS = frozenset({
     "workdir", "steps", "parallel", "resume", "log_every", "save_every", "keep_checkpoints",
-    "compile_cache", "data_dir", "data_cache", "reader_threads", "prefetch",
+    "compile_cache", "remat", "micro_batch", "shard_params", "wandb", "length_groups", "data_dir", "data_cache", "reader_threads", "prefetch",
     "eval_every", "eval_batch_size", "eval_images", "best_metric", "zero_shot",
     "eval_sets", "eval_dir", "eval_language", "class_names",
 })  # fmt: skip

@@ -112,7 +112,7 @@ def validate(config: Config) -> None:
     for name in _NOT_NEGATIVE:
         value = values[name]
         _require(value is None or value >= 0, name, value, "0 or more")
-    for name in ("b1", "b2", "dropout"):
+    for name in ("b1", "b2", "dropout", "patch_dropout", "ema_decay"):
         _require(0 <= values[name] < 1, name, values[name], "0 ≤ value < 1")
     for name, value in values.items():
         if isinstance(value, float):
@@ -127,12 +127,13 @@ def validate(config: Config) -> None:
 _POSITIVE = (
     "image_size", "projection_dim", "logit_scale", "logit_scale_max", "max_length",
     "reader_threads", "prefetch", "steps", "batch_size", "log_every", "save_every",
-    "keep_checkpoints", "eval_every", "eval_batch_size", "learning_rate",
+    "keep_checkpoints", "eval_every", "eval_batch_size", "learning_rate", "length_groups",
+    "layer_decay",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "vision_learning_rate", "text_learning_rate", "projection_learning_rate", "warmup_steps",
     "decay_steps", "vision_thaw_step", "text_thaw_step", "weight_decay", "agc_clip", "clip_norm",
-    "eval_images", "seed",
+    "eval_images", "seed", "cached_views", "micro_batch",
 )  # fmt: skip
 
 
@@ -179,6 +180,13 @@ def _check_no_effect(config: Config) -> None:
     if model.learn_logit_scale and model.logit_scale is not None:
         scale, most = model.logit_scale, model.logit_scale_max
         _require(scale <= most, "logit_scale", scale, f"at most logit_scale_max ({most:g})")
+    _require(optim.layer_decay <= 1, "layer_decay", optim.layer_decay, "0 < value ≤ 1")
+    train = config.train
+    fits = not train.micro_batch or train.batch_size % train.micro_batch == 0
+    allowed = f"0 or a divisor of batch_size ({train.batch_size})"
+    _require(fits, "micro_batch", train.micro_batch, allowed)
+    mesh = train.parallel == "mesh" or not train.shard_params
+    _require(mesh, "shard_params", True, "it with --parallel mesh only, or leave it out")
     if optim.segments:
         for name in _REPLACED_BY_SEGMENTS:
             value, default = getattr(optim, name), getattr(OptimConfig(), name)

@@ -32,7 +32,8 @@ FILE_ONLY = {
     "image_size",
     "vision_config", "text_config", "prefetch", "segments", "b1", "b2", "class_names",
     "eval_language",
-    "logit_scale_max", "logit_bias",
+    "logit_scale_max", "logit_bias", "vision_revision", "text_revision", "patch_dropout",
+    "scan_layers", "length_groups", "layer_decay",
 }  # fmt: skip
 
 
@@ -150,7 +151,7 @@ def help_text(capsys, monkeypatch) -> str:
 def test_help_has_every_flag_and_no_more(help_text):
     flags = set(re.findall(r"^[│ ] --(\w+)", help_text, flags=re.MULTILINE))
     assert flags == {name for name, _ in leaves(Config())} - FILE_ONLY | {"config", "dry_run"}
-    assert len(flags) <= 53
+    assert len(flags) <= 57
 
 
 def test_help_says_the_sentence_and_the_default_of_a_flag(help_text):
@@ -193,9 +194,11 @@ def test_towers_are_required():
 
 
 POSITIVE = """projection_dim logit_scale logit_scale_max max_length reader_threads prefetch steps
-    batch_size log_every save_every keep_checkpoints eval_every eval_batch_size learning_rate"""
+    batch_size log_every save_every keep_checkpoints eval_every eval_batch_size learning_rate length_groups
+    layer_decay"""
 NOT_NEGATIVE = """vision_learning_rate text_learning_rate projection_learning_rate warmup_steps
-    decay_steps vision_thaw_step text_thaw_step weight_decay agc_clip clip_norm eval_images seed"""
+    decay_steps vision_thaw_step text_thaw_step weight_decay agc_clip clip_norm eval_images seed
+    cached_views micro_batch"""
 WRONG = [
     # field, value, what the message allows, other fields needed to get there
     *((name, 0, "a number above 0", {}) for name in POSITIVE.split()),
@@ -203,6 +206,11 @@ WRONG = [
     ("dropout", 1.0, "0 ≤ value < 1", {}),
     ("b1", -0.1, "0 ≤ value < 1", {}),
     ("b2", 1.5, "0 ≤ value < 1", {}),
+    ("ema_decay", 1.0, "0 ≤ value < 1", {}),
+    ("patch_dropout", 1.0, "0 ≤ value < 1", {}),
+    ("layer_decay", 1.1, "0 < value ≤ 1", {}),
+    ("micro_batch", 48, "0 or a divisor of batch_size (256)", {}),
+    ("shard_params", True, "it with --parallel mesh only", {"parallel": "pmap"}),
     ("logit_bias", float("nan"), "a finite number", {}),
     ("learning_rate", float("inf"), "a finite number", {}),
     ("agc_clip", float("inf"), "a finite number", {}),
@@ -252,7 +260,8 @@ def test_identity_is_model_data_order_and_optimizer():
         "augment", "flip", "loss", "mask_duplicates", "optimizer", "learning_rate",
         "vision_learning_rate", "text_learning_rate", "projection_learning_rate", "schedule",
         "warmup_steps", "decay_steps", "vision_thaw_step", "text_thaw_step", "segments", "b1",
-        "b2", "weight_decay", "agc_clip", "clip_norm", "batch_size", "seed",
+        "b2", "weight_decay", "agc_clip", "clip_norm", "batch_size", "seed", "patch_dropout",
+        "scan_layers", "cached_views", "layer_decay", "ema_decay",
     }  # fmt: skip
     assert names | FREE_FIELDS == {name for name, _ in leaves(Config())}
 
