@@ -3,14 +3,18 @@
 Arrays are numpy on the host and jax on the device; a pair is one image with one caption. All
 types are named tuples, which JAX treats as pytrees, and `None` leaves are simply absent.
 
-Rows of a training batch are **shard-major**: with D device shards, shard d owns rows
-`[d * pairs / D, (d + 1) * pairs / D)` of `pixel_values` and the same share of every token group,
+Rows of a training batch are **shard-major**: with S shares, share s owns rows
+`[s * pairs / S, (s + 1) * pairs / S)` of `pixel_values` and the same share of every token group,
 and its pixel rows follow its own groups in order. Any other layout pairs wrong rows silently.
+Shares are devices, or, where a step encodes M micro-batches, M of each device, side by side.
 """
 
 from typing import Any, NamedTuple
 
 Array = Any  # numpy.ndarray on the host, jax.Array on the device
+
+# Name under which a model marks its towers' pooled outputs (`jax.ad_checkpoint.checkpoint_name`).
+POOLED_OUTPUT = "pooled_output"
 
 
 class TokenGroup(NamedTuple):

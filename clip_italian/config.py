@@ -43,8 +43,7 @@ class ModelConfig:
     tokenizer: str = ""
     """Tokenizer: hub id or local folder; empty takes the text tower's own."""
     image_size: Annotated[int | None, FileOnly] = None
-    """Config file only: height and width of images (pixels); None takes what the tower was made
-    for."""
+    """Config file only: height and width of images (pixels); None takes the tower's own."""
     projection_dim: int = 512
     """Width of the shared space in which images and captions are compared."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -58,8 +57,7 @@ class ModelConfig:
     """What the backward pass computes again, layer by layer, to save memory: nothing, all but the
     matrix products, or everything (a third more compute)."""
     scan_layers: Annotated[bool, FileOnly] = False
-    """Config file only: compile one layer of each tower and repeat it; starts sooner, runs a
-    little slower, and draws other dropout masks."""
+    """Config file only: compile one layer of each tower and repeat it, which starts sooner."""
     logit_scale: float | None = None
     """Similarity scale at the start (a plain factor, not a log); None takes `init_from`'s, else the
     paper's, 20."""
@@ -249,9 +247,9 @@ class Config:
 # Fields that may change when a run is resumed; all others are the run's identity.
 FREE_FIELDS = frozenset({
     "workdir", "steps", "parallel", "resume", "log_every", "save_every", "keep_checkpoints",
-    "compile_cache", "remat", "micro_batch", "shard_params", "wandb", "length_groups", "data_dir", "data_cache", "reader_threads", "prefetch",
-    "eval_every", "eval_batch_size", "eval_images", "best_metric", "zero_shot",
-    "eval_sets", "eval_dir", "eval_language", "class_names",
+    "compile_cache", "remat", "micro_batch", "shard_params", "wandb", "length_groups", "data_dir",
+    "data_cache", "reader_threads", "prefetch", "eval_every", "eval_batch_size", "eval_images",
+    "best_metric", "zero_shot", "eval_sets", "eval_dir", "eval_language", "class_names",
 })  # fmt: skip
 
 

@@ -181,7 +181,10 @@ def _check_no_effect(config: Config) -> None:
         scale, most = model.logit_scale, model.logit_scale_max
         _require(scale <= most, "logit_scale", scale, f"at most logit_scale_max ({most:g})")
     _require(optim.layer_decay <= 1, "layer_decay", optim.layer_decay, "0 < value ≤ 1")
-    train = config.train
+    data, train = config.data, config.train
+    drawn = data.cached_views < 2 or data.augment != "none" or data.flip
+    allowed = "1: without augmentation or flip all views are equal"
+    _require(drawn, "cached_views", data.cached_views, allowed)
     fits = not train.micro_batch or train.batch_size % train.micro_batch == 0
     allowed = f"0 or a divisor of batch_size ({train.batch_size})"
     _require(fits, "micro_batch", train.micro_batch, allowed)

@@ -82,7 +82,11 @@ ALLOWED = {
 
 # Package of an extra, or one that a room must not know → the only modules that may import it.
 ONLY_IN = {
-    "tensorflow": ("clip_italian.data.pipeline", "clip_italian.data.augment"),
+    "tensorflow": (
+        "clip_italian.data.pipeline",
+        "clip_italian.data.augment",
+        "clip_italian.data.images",
+    ),
     "tensorflow_datasets": ("clip_italian.data",),
     "array_record": ("clip_italian.data",),
     "transformers": (
@@ -101,6 +105,8 @@ ONLY_IN = {
     "open_clip": ("clip_italian.evaluation.baselines", "clip_italian.hub.readers"),
     "onnx_ir": ("clip_italian.hub.onnx_graphs",),
     "sklearn": ("clip_italian.evaluation.probe",),
+    "cv2": ("clip_italian.data.pixels",),
+    "wandb": ("clip_italian.training.tracking",),
     "ray": ("data_prep.engine",),
     "duckdb": ("data_prep.decide", "data_prep.duplicates"),
     "lingua": ("data_prep.filters",),

@@ -194,8 +194,8 @@ def test_towers_are_required():
 
 
 POSITIVE = """projection_dim logit_scale logit_scale_max max_length reader_threads prefetch steps
-    batch_size log_every save_every keep_checkpoints eval_every eval_batch_size learning_rate length_groups
-    layer_decay"""
+    batch_size log_every save_every keep_checkpoints eval_every eval_batch_size learning_rate
+    length_groups layer_decay"""
 NOT_NEGATIVE = """vision_learning_rate text_learning_rate projection_learning_rate warmup_steps
     decay_steps vision_thaw_step text_thaw_step weight_decay agc_clip clip_norm eval_images seed
     cached_views micro_batch"""
@@ -209,6 +209,7 @@ WRONG = [
     ("ema_decay", 1.0, "0 ≤ value < 1", {}),
     ("patch_dropout", 1.0, "0 ≤ value < 1", {}),
     ("layer_decay", 1.1, "0 < value ≤ 1", {}),
+    ("cached_views", 2, "1: without augmentation", {}),
     ("micro_batch", 48, "0 or a divisor of batch_size (256)", {}),
     ("shard_params", True, "it with --parallel mesh only", {"parallel": "pmap"}),
     ("logit_bias", float("nan"), "a finite number", {}),

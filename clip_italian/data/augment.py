@@ -1,24 +1,34 @@
-"""JPEG bytes → augmented uint8 pixels. Three policies, named in `POLICIES`.
+"""Encoded pictures → augmented uint8 pixels. Three policies, named in `POLICIES`.
 
 Random numbers come from outside (`draw` turns uniforms of the stateless order into parameters),
 so that an image depends on (seed, position) alone.
 
 All geometry of the `paper` policy (resize, crop, flip, affine, perspective) is one projective
-warp: a pixel is interpolated once, and only the cropped square of the JPEG is ever decoded. Two
-small differences from doing the steps one by one: the picture is a little sharper, and where a
-perspective reaches outside the frame of the affine step it shows what is there instead of grey.
+warp, autocontrast and equalize are one table: a pixel is interpolated once and looked up once.
+Two small differences from doing the steps one by one: the picture is a little sharper, and where
+a perspective reaches outside the frame of the affine step it shows what is there instead of grey.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
+
+from clip_italian.data.pixels import (
+    Shape,
+    cut,
+    cut_square,
+    decode,
+    mirror,
+    resize,
+    resize_bicubic,
+    shift_hue,
+    stretch,
+    warp_square,
+)
 
 NUM_UNIFORMS = 21
-FILL = 127.0
-
-Array = Any  # numpy.ndarray while drawn, tf.Tensor while applied
 
 
 class Draws(NamedTuple):
@@ -36,14 +46,14 @@ class Draws(NamedTuple):
       aspect: float32 [n], width over height of a random resized crop, in pixels.
     """
 
-    crop: Array
-    flip: Array
-    hue: Array
-    warp: Array
-    autocontrast: Array
-    equalize: Array
-    area: Array
-    aspect: Array
+    crop: np.ndarray
+    flip: np.ndarray
+    hue: np.ndarray
+    warp: np.ndarray
+    autocontrast: np.ndarray
+    equalize: np.ndarray
+    area: np.ndarray
+    aspect: np.ndarray
 
 
 def draw(uniforms: np.ndarray, flip: bool) -> Draws:
@@ -129,162 +139,43 @@ def _perspective(uniforms: np.ndarray, apply: np.ndarray) -> np.ndarray:
     return np.where(apply[:, None, None], matrix, np.eye(3))
 
 
-def paper(jpeg: tf.Tensor, draws: Draws, size: int) -> tf.Tensor:
+def paper(data: bytes, draws: Draws, size: int) -> np.ndarray:
     """The paper's list: random crop and geometry as one warp, hue, autocontrast, equalize."""
-    shape = tf.io.extract_jpeg_shape(jpeg)[:2]
-    window = tf.repeat(tf.reduce_min(shape), 2)
-    square = decode_window(jpeg, _place(draws.crop, shape, window), window, size)
-    image = warp_square(square, draws.warp, size)
-    image = tf.image.adjust_hue(image, draws.hue)
-    image = tf.cond(draws.autocontrast, lambda: autocontrast(image), lambda: image)
-    return tf.cond(draws.equalize, lambda: equalize(image), lambda: image)
+    square = cut_square(decode(data, size), draws.crop)
+    image = shift_hue(warp_square(square, draws.warp, size), float(draws.hue))
+    return stretch(image, bool(draws.autocontrast), bool(draws.equalize))
 
 
-def light(jpeg: tf.Tensor, draws: Draws, size: int) -> tf.Tensor:
-    """Random resized crop (bilinear), then the optional flip."""
-    shape = tf.io.extract_jpeg_shape(jpeg)[:2]
-    area, aspect = draws.area * tf.cast(tf.reduce_prod(shape), tf.float32), draws.aspect
-    window = tf.cast(tf.round(tf.sqrt(tf.stack([area / aspect, area * aspect]))), tf.int32)
-    window = tf.clip_by_value(window, 1, shape)
-    pixels = decode_window(jpeg, _place(draws.crop, shape, window), window, 2 * size)
-    image = _resize(pixels, size, "bilinear")
-    return tf.cond(draws.flip, lambda: tf.reverse(image, [1]), lambda: image)
+def light(data: bytes, draws: Draws, size: int) -> np.ndarray:
+    """Random resized crop, then the optional flip."""
+
+    def window(shape: Shape) -> Shape:
+        area = float(draws.area) * shape[0] * shape[1]
+        height, width = math.sqrt(area / draws.aspect), math.sqrt(area * draws.aspect)
+        return min(max(round(height), 1), shape[0]), min(max(round(width), 1), shape[1])
+
+    pixels = decode(data, size, window)
+    image = resize(cut(pixels, window((pixels.shape[0], pixels.shape[1])), draws.crop), size)
+    return mirror(image) if draws.flip else image
 
 
-def none(jpeg: tf.Tensor, draws: Draws, size: int) -> tf.Tensor:
-    """`centre_crop`, then the optional flip."""
-    image = centre_crop(jpeg, size)
-    return tf.cond(draws.flip, lambda: tf.reverse(image, [1]), lambda: image)
+def none(data: bytes, draws: Draws, size: int) -> np.ndarray:
+    """Central square, then the optional flip."""
+    image = resize(cut_square(decode(data, size)), size)
+    return mirror(image) if draws.flip else image
 
 
-def centre_crop(encoded: tf.Tensor, size: int) -> tf.Tensor:
-    """Central square of a JPEG, PNG or WebP resized to `size` (bicubic): what evaluation sees.
+def centre_crop(data: bytes, size: int) -> np.ndarray:
+    """Central square of a JPEG, PNG or WebP resized to `size`: what evaluation sees.
 
-    The square is cut before resizing, which spares decoding and resizing the rest; it differs
-    from resize-then-crop by less than a pixel of position.
+    The resize is Pillow's bicubic. The square is cut before it, which spares resizing the rest
+    and differs from resize-then-crop by less than a pixel of position. A JPEG four or more times
+    as large as `size` is decoded at a reduced size that still is twice as large.
     """
-    is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
-    square = tf.cond(is_jpeg, lambda: _jpeg_square(encoded, 2 * size), lambda: _square(encoded))
-    return _resize(square, size, "bicubic")
+    return resize_bicubic(cut_square(decode(data, 2 * size)), size)
 
 
-def _jpeg_square(jpeg: tf.Tensor, least: int) -> tf.Tensor:
-    shape = tf.io.extract_jpeg_shape(jpeg)[:2]
-    window = tf.repeat(tf.reduce_min(shape), 2)
-    return decode_window(jpeg, (shape - window) // 2, window, least)
-
-
-def _square(encoded: tf.Tensor) -> tf.Tensor:
-    pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    shape = tf.shape(pixels)[:2]
-    side = tf.reduce_min(shape)
-    row, column = tf.unstack((shape - side) // 2)
-    return tf.ensure_shape(pixels[row : row + side, column : column + side], [None, None, 3])
-
-
-def _place(crop: tf.Tensor, shape: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-    """First row and column of a window, the fraction `crop` [2] of the way through its range."""
-    return tf.cast(crop * tf.cast(shape - window + 1, tf.float32), tf.int32)
-
-
-def decode_window(jpeg: tf.Tensor, start: tf.Tensor, window: tf.Tensor, least: int) -> tf.Tensor:
-    """Decodes a window (row, column; height, width; int32) of a JPEG, at reduced size if it may.
-
-    The JPEG is decoded at a half, quarter or eighth as long as no side falls below `least`, which
-    saves most of the decoding and is a clean low-pass: with `least` the output's side, what a
-    warp has left to shrink is less than 2 (up to 16 in all), little enough for one that reads
-    four pixels for each one it makes. It is sharper than a bicubic resize, though, so resizing
-    asks for twice its output.
-    """
-
-    def decode(ratio: int) -> tf.Tensor:
-        where = tf.concat([start // ratio, window // ratio], 0)
-        return tf.io.decode_and_crop_jpeg(
-            jpeg, where, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"
-        )
-
-    halvings = tf.reduce_sum(tf.cast(tf.reduce_min(window) // least >= [2, 4, 8], tf.int32))
-    return tf.switch_case(halvings, [lambda r=ratio: decode(r) for ratio in (1, 2, 4, 8)])
-
-
-def _resize(image: tf.Tensor, size: int, method: str) -> tf.Tensor:
-    """uint8 [h, w, 3] → uint8 [size, size, 3], with an antialiasing kernel where it matters.
-
-    That kernel costs five times the plain one. Shrinking by less than a quarter (256 → 224) looks
-    the same without; bilinear, for augmentation only, may shrink by 2 and still reads every pixel.
-    """
-    shape = tf.shape(image)[:2]
-    plain_up_to = {"bicubic": 1.25, "bilinear": 2.0}[method]
-
-    def resize(antialias: bool) -> tf.Tensor:
-        pixels = tf.image.resize(image, [size, size], method, antialias=antialias)
-        return tf.cast(tf.clip_by_value(pixels + 0.5, 0, 255), tf.uint8)  # rounds to nearest
-
-    def shrink_or_grow() -> tf.Tensor:
-        much = tf.cast(tf.reduce_max(shape), tf.float32) > plain_up_to * size
-        return tf.cond(much, lambda: resize(True), lambda: resize(False))
-
-    pixels = tf.cond(tf.reduce_all(shape == size), lambda: image, shrink_or_grow)
-    return tf.ensure_shape(pixels, [size, size, 3])
-
-
-def warp_square(square: tf.Tensor, warp: tf.Tensor, size: int) -> tf.Tensor:
-    """Samples uint8 [side, side, 3] bilinearly at the warped places of a [size, size] grid.
-
-    Args:
-      square: source pixels.
-      warp: float32 [3, 3] as in `Draws`; the identity gives the plain bilinear resize.
-      size: side of the output, pixels.
-
-    Returns:
-      uint8 [size, size, 3], rounded down; what lies outside the source is grey (127).
-    """
-    half = tf.cast(tf.shape(square)[0], tf.float32) / 2
-    # Pixel i of n covers -1 + 2 (i + ½) / n. The source has a border of one repeated pixel, so
-    # that grey begins outside the picture and is not mixed into its outermost half pixel.
-    to_pixels = tf.stack([[half, 0.0, half + 0.5], [0.0, half, half + 0.5], [0.0, 0.0, 1.0]])
-    step = 2.0 / size
-    from_pixels = tf.constant([[step, 0, step / 2 - 1], [0, step, step / 2 - 1], [0, 0, 1]])
-    matrix = to_pixels @ warp @ from_pixels
-    bordered = tf.concat([square[:1], square, square[-1:]], 0)
-    bordered = tf.concat([bordered[:, :1], bordered, bordered[:, -1:]], 1)
-    warped = tf.raw_ops.ImageProjectiveTransformV3(
-        images=bordered[None],
-        transforms=tf.reshape(matrix / matrix[2, 2], [1, 9])[:, :8],
-        output_shape=[size, size],
-        fill_value=FILL,
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-    )
-    return tf.ensure_shape(warped[0], [size, size, 3])
-
-
-def autocontrast(image: tf.Tensor) -> tf.Tensor:
-    """Stretches each channel of uint8 [h, w, 3] to 0..255, as PIL.ImageOps with no cutoff."""
-    low = tf.cast(tf.reduce_min(image, [0, 1]), tf.float32)
-    high = tf.cast(tf.reduce_max(image, [0, 1]), tf.float32)
-    flat = high == low
-    scale = tf.where(flat, 1.0, 255 / tf.where(flat, 1.0, high - low))
-    low = tf.where(flat, 0.0, low)
-    # Exact values are multiples of 1/255 at most, so a thousandth guards whole ones from falling.
-    return tf.cast((tf.cast(image, tf.float32) - low) * scale + 1e-3, tf.uint8)
-
-
-def equalize(image: tf.Tensor) -> tf.Tensor:
-    """Flattens the histogram of each channel of uint8 [h, w, 3], as PIL.ImageOps."""
-    planes = tf.cast(tf.transpose(image, [2, 0, 1]), tf.int32)
-    values = tf.reshape(planes, [3, -1])
-    histogram = tf.math.bincount(values, minlength=256, maxlength=256, axis=-1)  # [3, 256]
-    last = tf.gather(histogram, tf.reduce_max(values, 1), batch_dims=1)
-    step = ((tf.reduce_sum(histogram, 1) - last) // 255)[:, None]
-    below = tf.cumsum(histogram, axis=1, exclusive=True)
-    spread = tf.clip_by_value((step // 2 + below) // tf.maximum(step, 1), 0, 255)
-    table = tf.where(step > 0, spread, tf.range(256)[None])
-    mapped = tf.stack([tf.gather(table[channel], planes[channel]) for channel in range(3)], axis=-1)
-    return tf.cast(mapped, tf.uint8)
-
-
-POLICIES: dict[str, Callable[[tf.Tensor, Draws, int], tf.Tensor]] = {
+POLICIES: dict[str, Callable[[bytes, Draws, int], np.ndarray]] = {
     "paper": paper,
     "light": light,
     "none": none,

@@ -1,5 +1,6 @@
 """A collection as batches for a model: fixed order, every image, every caption, nothing dropped."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -7,9 +8,11 @@ import numpy as np
 from clip_italian.batch import Batch, ImageBatch, TextBatch, TokenGroup
 from clip_italian.collection import Collection
 from clip_italian.config import Config
-from clip_italian.data.pipeline import centre_crops
+from clip_italian.data.images import centre_crops
 from clip_italian.data.records import hash_words
-from clip_italian.data.tokens import Tokenizer, encode
+from clip_italian.data.tokens import Tokenizer, pad_ragged, ragged_encoder
+
+_MULTIPLE = 8  # to which lengths are rounded up, so that few programs are compiled
 
 
 class EvaluationSet:
@@ -60,15 +63,25 @@ class EvaluationSet:
             yield ImageBatch(pad_rows(pixels, rows), np.arange(rows) < len(pixels))
 
     def text_batches(self) -> Iterator[TextBatch]:
-        """Every caption once, in order, `eval_batch_size` rows a batch; padding repeats row 0."""
-        return self.batches_of(self.captions)
+        """Every caption once, in order, `eval_batch_size` rows a batch; padding repeats row 0.
+
+        All batches are as long as the longest caption needs, rounded up.
+        """
+        return self._text_batches(self._tokens)
 
     def batches_of(self, texts: Sequence[str]) -> Iterator[TextBatch]:
-        """Any texts, e.g. prompts, as batches of the same size as those of captions."""
+        """Any texts, e.g. prompts, likewise; they are as long as these texts need."""
+        return self._text_batches(_Tokens(self._tokenizer, texts, self._config.data.max_length))
+
+    @functools.cached_property
+    def _tokens(self) -> "_Tokens":
+        return _Tokens(self._tokenizer, self.captions, self._config.data.max_length)
+
+    def _text_batches(self, tokens: "_Tokens") -> Iterator[TextBatch]:
         rows = self._config.eval.eval_batch_size
-        for start in range(0, len(texts), rows):
-            some = texts[start : start + rows]
-            yield TextBatch(self._encode(some, rows), np.arange(rows) < len(some))
+        for start in range(0, len(tokens), rows):
+            some = np.arange(start, min(start + rows, len(tokens)))
+            yield TextBatch(tokens.group(some, rows), np.arange(rows) < len(some))
 
     def loss_batches(self) -> Iterator[tuple[Batch, np.ndarray]]:
         """Every image once with its first caption: batches of `eval_batch_size` rows and masks.
@@ -88,7 +101,7 @@ class EvaluationSet:
             texts = [self.captions[int(first[image])] for image in chosen]
             keys = [hash_words(self.image_keys[image]) for image in chosen]
             batch = Batch(
-                text=(self._encode(texts, rows),),
+                text=(self._tokens.group(first[list(chosen)], rows),),
                 image_id=pad_rows(np.array(keys, np.int32), rows),
                 caption_id=pad_rows(np.array([hash_words(t) for t in texts], np.int32), rows),
                 pixel_values=images.pixel_values,
@@ -106,10 +119,26 @@ class EvaluationSet:
         threads = self._config.data.reader_threads
         return centre_crops(lambda n: self.collection.read(images[n]), names, size, rows, threads)
 
-    def _encode(self, texts: Sequence[str], rows: int) -> TokenGroup:
+
+class _Tokens:
+    """Texts as token ids, each padded to what the longest of them needs."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._ids, self._lengths = ragged_encoder(tokenizer, max_length)(texts)
+        longest = int(self._lengths.max(initial=1))
+        self._width = min(max_length, -(-longest // _MULTIPLE) * _MULTIPLE)
+        self._starts = np.cumsum(self._lengths) - self._lengths
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def group(self, texts: np.ndarray, rows: int) -> TokenGroup:
+        """These texts and, up to `rows`, the first of them again."""
         # A repeated row keeps padding finite: a row without any token has no softmax.
-        padded = [*texts, *[texts[0]] * (rows - len(texts))]
-        return encode(self._tokenizer, padded, self._config.data.max_length)
+        some = np.append(texts, np.full(rows - len(texts), texts[0]))
+        starts, lengths = self._starts[some], self._lengths[some]
+        return pad_ragged(self._ids, starts, lengths, self._width, self._tokenizer)
 
 
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:

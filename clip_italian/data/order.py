@@ -19,12 +19,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from clip_italian.config import ConfigError
+from clip_italian.data.records import hash_words
 
 # permute(index int64 [n], key words uint32 [n, 3], largest index (inclusive) int64 [n]) → int64 [n]
 Permute = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 # First word of every key, so that streams made for different purposes share nothing.
-_EPOCH, _COPY, _CAPTION, _AUGMENT, _REPLACEMENT = range(1, 6)
+_EPOCH, _COPY, _CAPTION, _AUGMENT, _REPLACEMENT, _VIEW, _VIEW_AUGMENT = range(1, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,19 +93,32 @@ class Order:
 
     def uniforms(self, positions: np.ndarray, number: int) -> np.ndarray:
         """Float64 [n, number] in [0, 1): the random numbers behind each augmentation."""
-        words = hash_words64(self._seed, _AUGMENT, positions[:, None], np.arange(number))
-        return (words >> np.uint64(11)) * 2.0**-53
+        return _uniforms(hash_words64(self._seed, _AUGMENT, positions[:, None], np.arange(number)))
 
-    def replacement(self, position: int, source: int, attempt: int) -> int:
+    def views(self, positions: np.ndarray, number: int) -> np.ndarray:
+        """int64 [n], 0 to number - 1: which of the stored views of its picture is shown."""
+        return (hash_words64(self._seed, _VIEW, positions) % np.uint64(number)).astype(np.int64)
+
+    def view_uniforms(self, source: str, records: np.ndarray, view: int, number: int) -> np.ndarray:
+        """As `uniforms`, behind one stored view of these records (int64 [n]) of a source."""
+        high, low = hash_words(source)  # by its name: its place among the sources may change
+        key = (self._seed, _VIEW_AUGMENT, high, low, records[:, None], view, np.arange(number))
+        return _uniforms(hash_words64(*key))
+
+    def replacement(self, position: int, source: int, attempt: int | np.ndarray) -> np.ndarray:
         """Record to show in place of one that cannot be decoded, of the same source."""
         word = hash_words64(self._seed, _REPLACEMENT, np.int64(position), attempt)
-        return int(word % np.uint64(self._counts[source]))
+        return (word % np.uint64(self._counts[source])).astype(np.int64)
 
     def _shuffle(self, index: np.ndarray, key: tuple, count: np.ndarray) -> np.ndarray:
         word = np.broadcast_to(hash_words64(self._seed, *key), index.shape)
         more = hash_words64(word)
         words = np.stack([word >> np.uint64(32), word, more], axis=1) & np.uint64(0xFFFFFFFF)
         return self._permute(index, words.astype(np.uint32), count - 1)
+
+
+def _uniforms(words: np.ndarray) -> np.ndarray:
+    return (words >> np.uint64(11)) * 2.0**-53
 
 
 def hash_words64(*key: int | np.integer | np.ndarray) -> np.ndarray:

@@ -98,6 +98,13 @@ def record_image(serialized: bytes) -> bytes:
     return _Example.FromString(serialized).features.feature["image"].bytes_list.value[0]
 
 
+def record_captions(serialized: bytes) -> tuple[bytes, list[bytes]]:
+    """Key (`source/image_id`) and captions of a record, both UTF-8."""
+    feature = _Example.FromString(serialized).features.feature
+    source, image_id = (feature[name].bytes_list.value[0] for name in ("source", "image_id"))
+    return source + b"/" + image_id, list(feature["captions"].bytes_list.value)
+
+
 def parse_record(serialized: bytes) -> Record:
     """Inverse of `serialize_record`; captions come back as tuples."""
     feature = _Example.FromString(serialized).features.feature

@@ -63,6 +63,7 @@ class RecordFile:
     Attributes:
       source: name of the source.
       split: name of the split.
+      folder: where the source lies.
       fingerprint: sha256 (hex) over the contents of all shards of the source.
     """
 
@@ -71,6 +72,7 @@ class RecordFile:
         shards = index["shards"][split]
         self.source: str = index["name"]
         self.split = split
+        self.folder = folder
         self.fingerprint: str = index["fingerprint"]
         self._paths = [folder / shard["file"] for shard in shards]
         self._ends = list(itertools.accumulate(shard["records"] for shard in shards))

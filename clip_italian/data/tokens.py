@@ -1,9 +1,14 @@
 """Captions → token ids, with the Hugging Face tokenizer of the text tower. No TensorFlow."""
 
-from collections.abc import Sequence
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from clip_italian.batch import TokenGroup
@@ -80,3 +85,51 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> Token
     return TokenGroup(
         np.asarray(tokens["input_ids"], np.int32), np.asarray(tokens["attention_mask"], np.int32)
     )
+
+
+def ragged_encoder(
+    tokenizer: Tokenizer, max_length: int
+) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
+    """A function: texts → token ids one after another, int32, and each text's number, int64.
+
+    The ids are those of `encode` without its padding, in a fraction of the time.
+    """
+    rules = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    rules.no_padding()
+    rules.enable_truncation(max_length, direction=tokenizer.truncation_side)
+
+    def encode_ragged(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids = [one.ids for one in rules.encode_batch_fast(list(texts))]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        return np.fromiter(itertools.chain.from_iterable(ids), np.int32, lengths.sum()), lengths
+
+    return encode_ragged
+
+
+def pad_ragged(
+    tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, width: int, tokenizer: Tokenizer
+) -> TokenGroup:
+    """Rows of ragged tokens → one group, int32 [n, width], padded as `encode` pads.
+
+    Args:
+      tokens: integers, ids of all texts.
+      starts: int64 [n], first token of each row.
+      lengths: int64 [n], its number of tokens, at most `width`.
+      width: length of the group.
+      tokenizer: says which id pads, and on which side.
+    """
+    column = np.arange(width) - (
+        (width - lengths[:, None]) if tokenizer.padding_side == "left" else 0
+    )
+    real = (column >= 0) & (column < lengths[:, None])
+    pad: Any = tokenizer.pad_token_id
+    ids = tokens[np.where(real, starts[:, None] + column, 0)].astype(np.int32)
+    return TokenGroup(np.where(real, ids, np.int32(pad)), real.astype(np.int32))
+
+
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """sha256 (hex) over all that decides the ids that a text gets, but for `max_length`."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    del rules["truncation"], rules["padding"]  # which only tell how it was last called
+    text = json.dumps([tokenizer.truncation_side, rules])
+    return hashlib.sha256(text.encode()).hexdigest()

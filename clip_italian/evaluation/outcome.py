@@ -8,12 +8,21 @@ import numpy as np
 from etils import epath
 
 from clip_italian.collection import Collection
-from clip_italian.evaluation import examples, gallery, plots, report, tasks, zero_shot
+from clip_italian.evaluation import (
+    examples,
+    gallery,
+    plots,
+    report,
+    report_tables,
+    tasks,
+    zero_shot,
+)
 from clip_italian.evaluation.languages import naming
 from clip_italian.evaluation.retrieval import LabelledSet, NamedSet
 
 RESAMPLES = 1000  # of the bootstrap
 MODEL = "this run"
+_PAIRS_PER_SECOND = "rate/pairs_per_second"
 
 
 class PictureSet(NamedSet, Protocol):
@@ -67,14 +76,36 @@ def write_outcome(
         page = _write_gallery(folder, one, images, texts, step)
         lines.append(f"gallery:    {page} (and .png)")
     made = report.make_report(
-        [one.result for one in outcomes], command=command, step=step, training_data=data_fingerprint
+        [one.result for one in outcomes],
+        command=command,
+        step=step,
+        training_data=data_fingerprint,
+        speed=training_speed(metrics_lines),
     )
     report.write(folder, made, [one.items for one in outcomes])
     curves = plots.read_metrics(json.dumps(line) for line in metrics_lines)
     figure = plots.plot_curves(curves, phases, title=workdir)
     (folder / "curves.png").write_bytes(plots.png(figure))
     places = [f"curves:     {folder / 'curves.png'}", *lines, f"run folder: {folder}"]
+    speed = " · ".join(f"{name} {value}" for name, value in report_tables.speed_rows(made))
+    if speed:
+        places.insert(0, f"training:   {speed}")
     return "\n".join([report.table(made), *places])
+
+
+def training_speed(metrics_lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Medians of what the run has logged of its speed, and its peak of memory.
+
+    The first line with rates after each start of the run is left out, unless there is no other.
+    """
+    lines = [one for one in metrics_lines if _PAIRS_PER_SECOND in one]
+    lines = [one for one in lines if "start" not in one] or lines
+    found = {}
+    for name in report_tables.SPEED:
+        values = [one[name] for one in lines if name in one]
+        if values:
+            found[name] = float(max(values) if name.startswith("memory/") else np.median(values))
+    return found
 
 
 def _subject(one: PictureSet) -> tasks.Subject:

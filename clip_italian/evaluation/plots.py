@@ -22,6 +22,7 @@ _PANELS = {
     "Text → image recall": r"(?:(.+)/)?text_to_image/(R@\d+)",
     "Image → text recall": r"(?:(.+)/)?image_to_text/(R@\d+)",
     "Zero-shot accuracy": r"(?:(.+)/)?zero_shot/(acc@\d+)",
+    "Training speed": r"rate/(pairs_per_second)",
 }
 
 
@@ -55,7 +56,7 @@ def plot_curves(curves: Curves, phases: Sequence[tuple[int, str]] = (), title: s
     """One panel for each kind of metric that was logged.
 
     Shows losses (every name that ends in `loss`), learning rates (`learning_rate...`), recall at
-    1, 5 and 10 in both directions, and zero-shot accuracy.
+    1, 5 and 10 in both directions, zero-shot accuracy, and pairs a second.
 
     Args:
       curves: from `read_metrics`.

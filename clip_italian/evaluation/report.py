@@ -83,6 +83,7 @@ def make_report(
     comparisons: Sequence[Mapping[str, Any]] = (),
     seeds: Sequence[Mapping[str, Any]] = (),
     timing: Mapping[str, float] | None = None,
+    speed: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Everything that another person needs to know about these numbers, ready for JSON.
 
@@ -95,6 +96,7 @@ def make_report(
         p_value; `variant` tells names and prompts apart.
       seeds: each with model, set, metric, mean, sd, seeds (their number).
       timing: seconds by what they were spent on.
+      speed: of the training, by the names in `report_tables.SPEED`.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -102,6 +104,7 @@ def make_report(
         "step": step,
         "training_data": training_data,
         **({"timing": dict(timing)} if timing else {}),
+        **({"speed": dict(speed)} if speed else {}),
         "versions": _versions(),
         "hardware": _hardware(),
         "results": [_to_json(result) for result in results],

@@ -15,6 +15,14 @@ TASKS = {
     "knn": "nearest neighbours",
     "contrast": "contrast probes",
 }
+# What a run logs of its speed → what it is called, and its format.
+SPEED = {
+    "rate/pairs_per_second": ("pairs/s", "{:,.1f}"),
+    "rate/mfu": ("MFU", "{:.1%}"),
+    "rate/data_wait": ("data wait", "{:.1%}"),
+    "rate/padding": ("padding", "{:.1%}"),
+    "memory/peak_gb": ("peak memory", "{:.1f} GB"),
+}
 # MRR@1 is R@1.
 _RETRIEVAL = ("R@1", "R@5", "R@10", "MRR@5", "MRR@10", "median_rank")
 COMPARED = (
@@ -114,12 +122,21 @@ def made_by(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [] if report["step"] is None else [("training step", f"{report['step']:,}")]
     if report["training_data"]:
         rows.append(("fingerprint of the training data", report["training_data"]))
+    rows += [(f"training, {name}", value) for name, value in speed_rows(report)]
     models = dict.fromkeys((r["model"], r["model_fingerprint"]) for r in report["results"])
     rows += [(f"fingerprint of {name}", value) for name, value in models if value]
     rows += [(name.replace("_", " "), str(value)) for name, value in report["hardware"].items()]
     rows += [(name, str(value)) for name, value in report["versions"].items()]
     return rows + [
         (f"seconds, {name}", f"{s:,.1f}") for name, s in report.get("timing", {}).items()
+    ]
+
+
+def speed_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, value) of how fast the model was trained; empty where that is not known."""
+    found = report.get("speed", {})
+    return [
+        (title, form.format(found[name])) for name, (title, form) in SPEED.items() if name in found
     ]
 
 

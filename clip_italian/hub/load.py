@@ -36,7 +36,7 @@ from clip_italian.model.towers import build
 from clip_italian.training.checkpoint import FORMAT_VERSION, describe
 from clip_italian.training.parallel import make_parallel
 
-_VERSION = 1  # of fingerprints; raise it when pixels, tokens or pooling of a run come out changed
+_VERSION = 2  # of fingerprints; raise it when pixels, tokens or pooling of a run come out changed
 # Fields that decide what the parameters mean.
 _MEANING = (*(field.name for field in dataclasses.fields(ModelConfig)), "loss", "max_length")
 
@@ -140,7 +140,7 @@ def _own_tokenizer(model: ModelConfig, folder: str) -> Tokenizer:
 def _restore(
     folder: str, choice: str, config: Config, shapes: dict[str, Any]
 ) -> tuple[int, dict[str, Any]]:
-    """The chosen step and its parameters as numpy arrays."""
+    """The chosen step and its parameters (their average, where it keeps one) as numpy arrays."""
     place = epath.Path(folder).resolve() / "checkpoints"
     if not place.is_dir():
         raise ConfigError(f"{folder} holds no folder `checkpoints`; name the folder of a run")
@@ -151,13 +151,14 @@ def _restore(
         saved = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
         _check(saved, config, f"{folder}, step {step}")
         leaf = ocp.RestoreArgs(restore_type=np.ndarray)
+        part = "ema" if config.optim.ema_decay else "params"
         wanted = ocp.args.PyTreeRestore(
-            item={"params": shapes},
-            restore_args={"params": jax.tree.map(lambda _: leaf, shapes)},
+            item={part: shapes},
+            restore_args={part: jax.tree.map(lambda _: leaf, shapes)},
             partial_restore=True,
         )
         state = manager.restore(step, args=ocp.args.Composite(state=wanted))["state"]
-    return step, state["params"]
+    return step, state[part]
 
 
 def _choose(manager: ocp.CheckpointManager, folder: str, choice: str, metric: str) -> int:
@@ -230,27 +231,16 @@ class RunEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """See `Encoder`."""
-        batches = self._set(lambda numbers: [], (), _longest(self._run, texts)).batches_of(texts)
+        batches = self._set(lambda numbers: [], ()).batches_of(texts)
         return encode.encode_texts(lambda tokens: self._text(self._params, tokens), batches)
 
-    def _set(self, read: ReadImages, names: Sequence[str], length: int = 1) -> Any:
+    def _set(self, read: ReadImages, names: Sequence[str]) -> Any:
         # TensorFlow reads pictures; writing and pushing a model does without.
         from clip_italian.data.evaluation_set import EvaluationSet
 
         images = Collection(self.name, "", names, read, fingerprint="")
-        data = dataclasses.replace(self._config.data, max_length=length)
-        config = dataclasses.replace(self._config, data=data)
-        return EvaluationSet(config, images, self._run.tokenizer, self._run.model.image_size)
-
-
-def _longest(run: LoadedModel, texts: Sequence[str]) -> int:
-    """Tokens that all of these texts fit into: padding them to `max_length` costs and adds nothing.
-
-    Rounded up to a multiple of 8, so that few programs are compiled.
-    """
-    most = run.config.data.max_length
-    ids: Any = run.tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
-    return min(most, -(-max(map(len, ids), default=1) // 8) * 8)
+        size = self._run.model.image_size
+        return EvaluationSet(self._config, images, self._run.tokenizer, size)
 
 
 def fingerprint(run: LoadedModel) -> str:

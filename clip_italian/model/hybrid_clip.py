@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from clip_italian.batch import Array, TokenGroup
+from clip_italian.batch import POOLED_OUTPUT, Array, TokenGroup
 from clip_italian.config import ConfigError
+from clip_italian.model.layers import Running, running
 
 _EPSILON = 1e-12  # of squared norms: an all-zero row gives zeros and a finite gradient
 
@@ -47,6 +49,8 @@ class HybridClip(nn.Module):
       vision_pool: the vision tower's outputs → [n, width].
       text_pool: the text tower's outputs → [n, width].
       text_inputs: a token group → keyword arguments of the text tower.
+      vision_running: how the vision tower's layers run.
+      text_running: how the text tower's layers run.
       projection_dim: width of the shared space.
       image_size: height and width of the images, in pixels.
       image_mean: mean of each channel, of pixels scaled to [0, 1].
@@ -61,6 +65,8 @@ class HybridClip(nn.Module):
     vision_pool: Callable[[Any], Array]
     text_pool: Callable[[Any], Array]
     text_inputs: Callable[[TokenGroup], dict[str, Array]]
+    vision_running: Running
+    text_running: Running
     projection_dim: int
     image_size: int
     image_mean: tuple[float, ...]
@@ -80,9 +86,11 @@ class HybridClip(nn.Module):
 
     def __call__(
         self,
-        pixel_values: Array,
+        pixel_values: Array | None,
         text: tuple[TokenGroup, ...],
         *,
+        image_features: Array | None = None,
+        text_features: Array | None = None,
         vision_deterministic: bool = True,
         text_deterministic: bool = True,
         shards: int = 1,
@@ -92,13 +100,22 @@ class HybridClip(nn.Module):
         Args:
           pixel_values: uint8 [pairs, height, width, 3].
           text: token groups, int32 [pairs_g, length_g] each, rows shard-major (see `Batch`).
+          image_features: [pairs, width], what `pool_image` gave earlier, in place of pixels.
+          text_features: [pairs, width], what `pool_text` gave earlier, in place of `text`.
           vision_deterministic: True turns the vision tower's dropout off.
           text_deterministic: True turns the text tower's dropout off.
           shards: device shards whose rows lie in this batch; 1 under pmap.
         """
+        image, captions = image_features, text_features
+        if image is None:
+            image = self.pool_image(pixel_values, vision_deterministic)
+        if captions is None:
+            captions = self.pool_text(text, text_deterministic, shards)
+        # Under a name, so that a step that encodes micro-batches again may keep just these.
+        image, captions = checkpoint_name((image, captions), POOLED_OUTPUT)
         return HybridClipOutput(
-            self.encode_image(pixel_values, deterministic=vision_deterministic),
-            self.encode_text(text, deterministic=text_deterministic, shards=shards),
+            _normalised(self.visual_projection(image.astype(jnp.float32))),
+            _normalised(self.text_projection(captions.astype(jnp.float32))),
             self.logit_scale,
             None if self.initial_logit_bias is None else self.logit_bias,
         )
@@ -131,7 +148,7 @@ class HybridClip(nn.Module):
             for constants in (self.image_mean, self.image_std)
         )
         pixels = (pixel_values.astype(jnp.float32) / 255 - mean) / std
-        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        with running(self.vision_running, deterministic=deterministic):
             pooled = self.vision_pool(self.vision_model(pixels, deterministic=deterministic))
         return pooled.astype(jnp.float32)
 
@@ -156,7 +173,7 @@ class HybridClip(nn.Module):
                 )
             if rows % shards:
                 raise ConfigError(f"batch_size: {rows} captions do not divide by {shards} shards")
-            with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            with running(self.text_running, deterministic=deterministic):
                 outputs = self.text_model(**self.text_inputs(group), deterministic=deterministic)
             vectors = self.text_pool(outputs).astype(jnp.float32)
             pooled.append(vectors.reshape(shards, rows // shards, vectors.shape[-1]))

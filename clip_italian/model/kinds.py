@@ -22,15 +22,21 @@ from transformers import (
     ViTConfig,
     XLMRobertaConfig,
 )
-from transformers.models.beit.modeling_flax_beit import FlaxBeitModule
-from transformers.models.bert.modeling_flax_bert import FlaxBertModule
-from transformers.models.clip.modeling_flax_clip import FlaxCLIPVisionModule
-from transformers.models.dinov2.modeling_flax_dinov2 import FlaxDinov2Module
-from transformers.models.distilbert.modeling_flax_distilbert import FlaxDistilBertModule
-from transformers.models.electra.modeling_flax_electra import FlaxElectraModule
-from transformers.models.roberta.modeling_flax_roberta import FlaxRobertaModule
-from transformers.models.vit.modeling_flax_vit import FlaxViTModule
-from transformers.models.xlm_roberta.modeling_flax_xlm_roberta import FlaxXLMRobertaModule
+from transformers.models.beit.modeling_flax_beit import FlaxBeitLayer, FlaxBeitModule
+from transformers.models.bert.modeling_flax_bert import FlaxBertLayer, FlaxBertModule
+from transformers.models.clip.modeling_flax_clip import FlaxCLIPEncoderLayer, FlaxCLIPVisionModule
+from transformers.models.dinov2.modeling_flax_dinov2 import FlaxDinov2Layer, FlaxDinov2Module
+from transformers.models.distilbert.modeling_flax_distilbert import (
+    FlaxDistilBertModule,
+    FlaxTransformerBlock,
+)
+from transformers.models.electra.modeling_flax_electra import FlaxElectraLayer, FlaxElectraModule
+from transformers.models.roberta.modeling_flax_roberta import FlaxRobertaLayer, FlaxRobertaModule
+from transformers.models.vit.modeling_flax_vit import FlaxViTLayer, FlaxViTModule
+from transformers.models.xlm_roberta.modeling_flax_xlm_roberta import (
+    FlaxXLMRobertaLayer,
+    FlaxXLMRobertaModule,
+)
 
 from clip_italian.batch import Array, TokenGroup
 from clip_italian.model.architectures import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD
@@ -43,6 +49,7 @@ class Kind:
     Attributes:
       side: which tower it can be.
       module: Flax module class, taking `config` and `dtype`.
+      layer: class of its layers, as `layers.Running` takes it.
       config: configuration dict → configuration object of this tower.
       pool: the module's outputs → [n, width].
       prefixes: names under which larger checkpoints hold the tower.
@@ -58,6 +65,7 @@ class Kind:
 
     side: Literal["vision", "text"]
     module: type[nn.Module]
+    layer: type[nn.Module]
     config: Callable[[dict[str, Any]], Any]
     pool: Callable[[Any], Array]
     prefixes: tuple[str, ...] = ()
@@ -125,6 +133,7 @@ def _roberta_inputs(config: Any, tokens: TokenGroup) -> dict[str, Array]:
 _CLIP = {
     "side": "vision",
     "module": FlaxCLIPVisionModule,
+    "layer": FlaxCLIPEncoderLayer,
     "pool": _pooler_output,
     "dropout": ("attention_dropout",),
     "may_lack": (),
@@ -140,28 +149,37 @@ _ROBERTA = {
     "offset": lambda config: config.pad_token_id + 1,
 }
 KINDS: dict[str, Kind] = {
-    "vit": Kind("vision", FlaxViTModule, ViTConfig.from_dict, _pooler_output, ("vit",)),
+    "vit": Kind(
+        "vision", FlaxViTModule, FlaxViTLayer, ViTConfig.from_dict, _pooler_output, ("vit",)
+    ),
     "clip_vision_model": Kind(config=CLIPVisionConfig.from_dict, **_CLIP),
     "clip": Kind(config=_clip_vision_config, **_CLIP),
     "dinov2": Kind(
-        "vision", FlaxDinov2Module, _dinov2_config, _pooler_output, ("dinov2",), may_lack=(),
-        image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD,
+        "vision", FlaxDinov2Module, FlaxDinov2Layer, _dinov2_config, _pooler_output, ("dinov2",),
+        may_lack=(), image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD,
     ),
     "beit": Kind(
-        "vision", FlaxBeitModule, _beit_config, _pooler_output, ("beit",), may_lack=(), positions=""
+        "vision", FlaxBeitModule, FlaxBeitLayer, _beit_config, _pooler_output, ("beit",),
+        may_lack=(), positions="",
     ),
     "bert": Kind(
-        "text", FlaxBertModule, BertConfig.from_dict, _pooler_output, ("bert",), inputs=_bert_inputs
+        "text", FlaxBertModule, FlaxBertLayer, BertConfig.from_dict, _pooler_output, ("bert",),
+        inputs=_bert_inputs,
     ),
-    "roberta": Kind(module=FlaxRobertaModule, config=RobertaConfig.from_dict, **_ROBERTA),
-    "xlm-roberta": Kind(module=FlaxXLMRobertaModule, config=XLMRobertaConfig.from_dict, **_ROBERTA),
+    "roberta": Kind(
+        module=FlaxRobertaModule, layer=FlaxRobertaLayer, config=RobertaConfig.from_dict, **_ROBERTA
+    ),
+    "xlm-roberta": Kind(
+        module=FlaxXLMRobertaModule, layer=FlaxXLMRobertaLayer, config=XLMRobertaConfig.from_dict,
+        **_ROBERTA,
+    ),
     "distilbert": Kind(
-        "text", FlaxDistilBertModule, DistilBertConfig.from_dict, _first_token, ("distilbert",),
-        dropout=("dropout", "attention_dropout"), may_lack=(), inputs=_distilbert_inputs,
-        pooled=False,
+        "text", FlaxDistilBertModule, FlaxTransformerBlock, DistilBertConfig.from_dict,
+        _first_token, ("distilbert",), dropout=("dropout", "attention_dropout"), may_lack=(),
+        inputs=_distilbert_inputs, pooled=False,
     ),
     "electra": Kind(
-        "text", FlaxElectraModule, ElectraConfig.from_dict, _first_token, ("electra",), may_lack=(),
-        inputs=_bert_inputs, pooled=False,
+        "text", FlaxElectraModule, FlaxElectraLayer, ElectraConfig.from_dict, _first_token,
+        ("electra",), may_lack=(), inputs=_bert_inputs, pooled=False,
     ),
 }  # fmt: skip

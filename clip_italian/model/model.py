@@ -1,6 +1,7 @@
 """A model as the rest of the program sees it: module, sizes, initial parameters."""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from clip_italian.batch import Array, Batch, TokenGroup
+from clip_italian.model.flops import matmul_flops
 from clip_italian.model.hybrid_clip import HybridClip, HybridClipOutput
 
 # Weights drawn here and not by their module: transformers' Flax ViT and CLIP draw far smaller
@@ -108,6 +110,8 @@ class Model:
             {"params": params},
             batch.pixel_values,
             batch.text,
+            image_features=batch.image_features,
+            text_features=batch.text_features,
             vision_deterministic="vision" not in moving,
             text_deterministic="text" not in moving,
             shards=shards,
@@ -123,6 +127,14 @@ class Model:
         """Parameters and int32 [n, length] → float32 [n, projection_dim]."""
         return self.module.apply({"params": params}, (tokens,), method="encode_text")
 
+    def pool_image(self, params: Any, pixel_values: Array) -> Array:
+        """Parameters and uint8 [n, height, width, 3] → float32 [n, width], before projection."""
+        return self.module.apply({"params": params}, pixel_values, method="pool_image")
+
+    def pool_text(self, params: Any, tokens: TokenGroup) -> Array:
+        """Parameters and int32 [n, length] → float32 [n, width], before projection."""
+        return self.module.apply({"params": params}, (tokens,), method="pool_text")
+
     def _start(self) -> dict[str, Any]:
         """What the module itself would start from, by name."""
         pixels = jnp.zeros((1, self.image_size, self.image_size, 3), jnp.uint8)
@@ -130,3 +142,40 @@ class Model:
         return flatten_dict(
             self.module.init(jax.random.key(0), pixels, (tokens,))["params"], sep="."
         )
+
+    @property
+    def image_flops(self) -> float:
+        """FLOPs of the vision tower's forward pass on one picture."""
+        return self._flops[0]
+
+    @property
+    def trained_image_flops(self) -> float:
+        """The same while the tower trains, which may leave patches out."""
+        return self._flops[1]
+
+    def text_flops(self, lengths: Array) -> np.ndarray:
+        """FLOPs of the text tower's forward pass: tokens of captions, int [n] → float64 [n]."""
+        return np.polyval(self._flops[2], np.asarray(lengths, np.float64))
+
+    @functools.cached_property
+    def _flops(self) -> tuple[float, float, np.ndarray]:
+        """Of a picture, twice, and the polynomial in a caption's length, highest power first."""
+
+        def count(method: str, inputs: Any, **options: Any) -> float:
+            def pool(params: Any, inputs: Any) -> Any:
+                return self.module.apply({"params": params}, inputs, method=method, **options)
+
+            return matmul_flops(pool, shapes, inputs)
+
+        shapes, size = self.shapes(), self.image_size
+        pixels = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+        whole = image = count("pool_image", pixels)
+        if self.module.vision_running.patch_dropout:
+            random = {"dropout": jax.random.PRNGKey(0)}
+            image = count("pool_image", pixels, deterministic=False, rngs=random)
+        ids = [jax.ShapeDtypeStruct((1, length), jnp.int32) for length in (1, 2, 3)]
+        # Attention grows with the square of the length and the rest in line: three lengths tell.
+        one, two, three = (count("pool_text", (TokenGroup(x, x),)) for x in ids)
+        square = (three - 2 * two + one) / 2
+        line = two - one - 3 * square
+        return whole, image, np.array([square, line, one - line - square])

@@ -29,6 +29,7 @@ from clip_italian.model.architectures import (
 from clip_italian.model.dual_encoder import DualEncoder
 from clip_italian.model.hybrid_clip import HybridClip
 from clip_italian.model.kinds import KINDS, Kind
+from clip_italian.model.layers import Running
 from clip_italian.model.model import Model
 from clip_italian.model.positions import resize_positions
 
@@ -88,12 +89,15 @@ def build(config: ModelConfig, *, loss: str) -> Model:
     bias = LOGIT_BIAS if config.logit_bias is None else config.logit_bias
     dtype = jnp.dtype(config.dtype)
     assert text.kind.inputs is not None
+    _check_patch_dropout(vision, config.patch_dropout)
     module = HybridClip(
         vision_model=vision.kind.module(config=vision.config, dtype=dtype),  # pyright: ignore
         text_model=text.kind.module(config=text.config, dtype=dtype),  # pyright: ignore
         vision_pool=vision.kind.pool,
         text_pool=text.kind.pool,
         text_inputs=functools.partial(text.kind.inputs, text.config),
+        vision_running=Running(vision.kind.layer, config.remat, config.patch_dropout),
+        text_running=Running(text.kind.layer, config.remat),
         projection_dim=dim,
         image_size=vision.config.image_size,
         image_mean=vision.config.image_mean,
@@ -166,6 +170,16 @@ def _set_image_size(kind: Kind, config: Any, image_size: int | None) -> int:
         config.image_size = image_size
         return stored
     raise ConfigError(f"image_size = {image_size} is not allowed; give {allowed}")
+
+
+def _check_patch_dropout(tower: Tower, rate: float) -> None:
+    if rate and (
+        not tower.kind.positions or getattr(tower.config, "use_relative_position_bias", False)
+    ):
+        raise ConfigError(
+            f"patch_dropout = {rate} is not allowed; give 0: a {tower.config.model_type} knows the "
+            "places of its patches only by all the others"
+        )
 
 
 def _check_fields(stated: dict[str, Any], field: str) -> None:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def describe(config: Config, data_fingerprint: str) -> dict[str, Any]:
     """What is stored beside the state, as JSON: config, the run's identity and data."""
-    return _as_json(
+    return as_json(
         {
             "format_version": FORMAT_VERSION,
             "identity": {**identity(config), "data_fingerprint": data_fingerprint},
@@ -53,7 +53,7 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], where: 
 
 def _changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     # A field that did not exist then has its default now.
-    defaults = _as_json(dict(leaves(Config())))
+    defaults = as_json(dict(leaves(Config())))
     saved = {**{name: defaults.get(name) for name in current}, **saved}
     return "; ".join(
         f"{name} was {saved.get(name)!r}, is {current.get(name)!r}"
@@ -62,8 +62,14 @@ def _changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     )
 
 
-def _as_json(tree: Any) -> Any:
+def as_json(tree: Any) -> Any:
+    """Config values as they come back from JSON."""
     return json.loads(json.dumps(tree, default=dataclasses.asdict))
+
+
+def _parts(state: Any) -> dict[str, Any]:
+    """A state's parts by name; those that it does not keep are absent, as they were before."""
+    return {name: part for name, part in state._asdict().items() if part is not None}
 
 
 class Checkpoints:
@@ -122,7 +128,7 @@ class Checkpoints:
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(self._description)
+                state=ocp.args.StandardSave(_parts(state)), run=ocp.args.JsonSave(self._description)
             ),
             metrics=None if chosen is None else {self._best_metric: float(chosen)},
         )
@@ -135,8 +141,8 @@ class Checkpoints:
 
     def restore(self, step: int, like: Any) -> Any:
         """The state at `step`; `like` gives structure, shapes, dtypes and layout of each leaf."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self._manager.restore(step, args=args)["state"]
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_parts(like)))
+        return type(like)(**self._manager.restore(step, args=args)["state"])
 
     def close(self) -> None:
         """Waits until the last save is whole."""

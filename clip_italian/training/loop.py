@@ -4,21 +4,28 @@ import contextlib
 import dataclasses
 import functools
 import math
-import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from clip_italian.batch import Batch
 from clip_italian.config import Config, ConfigError
 from clip_italian.training import optim
 from clip_italian.training.checkpoint import Checkpoints
+from clip_italian.training.cost import Costs, Work, work_of
+from clip_italian.training.feed import feed
 from clip_italian.training.monitor import Monitor
 from clip_italian.training.optim import Optimizer, Phase
 from clip_italian.training.parallel import Parallel
-from clip_italian.training.step import ApplyFn, TrainState, enter_phase, init_state, train_step
+from clip_italian.training.step import (
+    ApplyFn,
+    Layout,
+    TrainState,
+    enter_phase,
+    init_state,
+    train_step,
+)
 
 BatchesFrom = Callable[[int], Generator[Batch, None, None]]
 Evaluator = Callable[[Any], Iterable[tuple[str, float]]]
@@ -27,7 +34,7 @@ Evaluator = Callable[[Any], Iterable[tuple[str, float]]]
 def start_state(
     config: Config,
     parallel: Parallel,
-    init_params: Callable[[], Any],
+    init_params: Callable[[int], Any],
     param_shapes: Callable[[], Any],
     checkpoints: Checkpoints,
 ) -> TrainState:
@@ -36,7 +43,7 @@ def start_state(
     Args:
       config: a resolved config.
       parallel: the layout.
-      init_params: makes the parameters before step 0; not called to resume.
+      init_params: seed → the parameters before step 0; not called to resume.
       param_shapes: their shapes and dtypes; called only to resume.
       checkpoints: of this run.
 
@@ -46,8 +53,9 @@ def start_state(
     optimizer, phases = plan(config)
     step = checkpoints.latest_step()
     if step is None:
-        state = init_state(init_params(), optimizer, phases[0], config.train.seed)
-        return parallel.replicate(state)
+        seed = config.train.seed
+        state = init_state(init_params(seed), optimizer, phases[0], seed)
+        return parallel.place_state(state)
     if config.train.resume == "never":
         raise ConfigError(
             f"resume = 'never', but {checkpoints.folder} has a checkpoint of step {step}; "
@@ -61,7 +69,9 @@ def start_state(
     return checkpoints.restore(
         step,
         jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated), like
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            like,
+            parallel.state_layout(like),
         ),
     )
 
@@ -78,16 +88,33 @@ def plan(config: Config) -> tuple[Optimizer, tuple[Phase, ...]]:
     return Optimizer(config.optim, config.model.learn_logit_scale), phases
 
 
+def micro_batches_of(config: Config) -> int:
+    """Parts of every shard that a step encodes one after another."""
+    size = config.train.batch_size
+    return size // (config.train.micro_batch or size)
+
+
+def shares(config: Config, parallel: Parallel) -> int:
+    """Parts in which the rows of a batch lie, each with the same number of rows of every group."""
+    return parallel.devices * micro_batches_of(config)
+
+
 def compile_step(config: Config, parallel: Parallel, apply_fn: ApplyFn, phase: Phase) -> Callable:
     """The compiled train step of one phase: (state, placed batch) → (state, metrics)."""
+    micro_batches = micro_batches_of(config)
     step = functools.partial(
         train_step,
         config=config,
         apply_fn=apply_fn,
         optimizer=plan(config)[0],
         phase=phase,
-        shards=parallel.shards,
-        axis_name=parallel.axis_name,
+        layout=Layout(
+            shards=parallel.shards,
+            axis_name=parallel.axis_name,
+            micro_batches=micro_batches,
+            gather=parallel.gather,
+            scatter=parallel.scatter,
+        ),
     )
     return parallel.compile(step)
 
@@ -102,6 +129,7 @@ def train(
     evaluate: Evaluator,
     checkpoints: Checkpoints,
     monitor: Monitor,
+    costs: Costs | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
     """Runs from the state's step to the end of the run.
 
@@ -114,9 +142,10 @@ def train(
       parallel: the layout.
       apply_fn: the model.
       batches_from: first step → endless batches (numpy, this host's rows) from that step on.
-      evaluate: parameters → (metric, value) pairs.
+      evaluate: parameters (their average where one is kept) → (metric, value) pairs.
       checkpoints: where states go.
       monitor: where metrics go.
+      costs: FLOPs of the towers, for the monitor's MFU; None leaves it out.
 
     Returns:
       The last state and its evaluation.
@@ -128,60 +157,57 @@ def train(
     steps, every = config.train.steps, config.train
     first = int(state.step)
     batches = batches_from(first)
+    work = functools.partial(_work, phases, costs)
+    fed = feed(batches, first, parallel, config.data.prefetch, work)
     late: tuple[int, dict[str, Any]] | None = None
-    compiled: Any = None
+    compiled: dict[Any, Callable] = {}
     phase: Phase | None = None
     results: dict[str, float] | None = None
     closing = contextlib.closing
-    with closing(checkpoints), closing(monitor), closing(batches):
+    # In this order they are left: the thread that feeds ends before its batches are closed.
+    with closing(checkpoints), closing(monitor), closing(batches), closing(fed):
         for step in range(first, steps):
             with monitor.waiting_for_data():
-                batch = next(batches)
-            placed = parallel.place(batch)
+                batch = next(fed)
             new_phase = optim.phase_at(phases, step)
             if new_phase != phase:
-                phase = new_phase
+                phase, compiled = new_phase, {}
                 monitor.say(f"step {step}: training {', '.join(phase.moving) or 'nothing'}")
-                compiled = compile_step(config, parallel, apply_fn, phase)
-                compiled = compiled.lower(state, placed).compile()
-                monitor.flops_per_step = _flops(compiled, parallel)
+            # Batches come in a few shapes: groups of lengths, or all padded; pixels, or features.
+            shapes = str(jax.tree.map(jax.typeof, batch.placed))
+            if shapes not in compiled:
+                run = compile_step(config, parallel, apply_fn, phase)
+                compiled[shapes] = run.lower(state, batch.placed).compile()
                 monitor.restart_clock()
-            state, metrics = compiled(state, placed)
-            monitor.count_step()
+            state, metrics = compiled[shapes](state, batch.placed)
+            monitor.count_step(batch.work)
             done = step + 1
             if late:
                 _log_late(monitor, *late, every=every.log_every)
-            late = (done, {**metrics, "batch_digest": batch_digest(batch)})
+            late = (done, {**metrics, "batch_digest": batch.digest})
 
             if optim.phase_at(phases, done) != phase:
                 state = enter_phase(state, optimizer, optim.phase_at(phases, done))
-                state = parallel.replicate(state)
+                state = parallel.place_state(state)
             evaluated = done % config.eval.eval_every == 0 or done == steps
             if evaluated or done % every.save_every == 0:
                 # A state is saved only once its own loss is known to be finite.
                 _log_late(monitor, *late, every=1 if evaluated else every.log_every)
                 late = None
-                results = dict(evaluate(state.params)) if evaluated else None
+                results = dict(evaluate(state.evaluated)) if evaluated else None
                 if results is not None:
                     monitor.log(done, results)
                 checkpoints.save(state, results)
                 monitor.restart_clock()
         if results is None:
-            results = dict(evaluate(state.params))
+            results = dict(evaluate(state.evaluated))
         return state, results
 
 
-def batch_digest(batch: Batch) -> str:
-    """CRC-32 of the batch's image and caption ids, in order: equal digests, equal examples."""
-    ids = np.concatenate([batch.image_id, batch.caption_id], axis=1)
-    return f"{zlib.crc32(ids.tobytes()):08x}"
-
-
-def _flops(compiled: Any, parallel: Parallel) -> float | None:
-    """FLOPs of a step over all devices, as the compiler counts them for one of them."""
-    analysis = compiled.cost_analysis() or {}
-    found = analysis.get("flops")
-    return found * parallel.devices if found and found > 0 else None
+def _work(phases: tuple[Phase, ...], costs: Costs | None, step: int, batch: Batch) -> Work | None:
+    if costs is None:
+        return None
+    return work_of(batch, optim.phase_at(phases, step).moving, costs, jax.process_count())
 
 
 def _log_late(monitor: Monitor, done: int, metrics: Mapping[str, Any], *, every: int) -> None:
@@ -195,5 +221,5 @@ def _log_late(monitor: Monitor, done: int, metrics: Mapping[str, Any], *, every:
             "clip_norm); the last checkpoint is from before this step"
         )
     if done % every == 0:
-        monitor.log(done, {**values, "batch_digest": digest, **monitor.rates()})
-        monitor.restart_clock()
+        monitor.log(done, {**values, "batch_digest": digest, **monitor.rates(done)})
+        monitor.restart_clock(done)

@@ -1,7 +1,11 @@
-"""What a run says of itself: progress bar, JSON lines, TensorBoard, rates and MFU."""
+"""What a run says of itself: progress bar, JSON lines, TensorBoard, wandb, rates and MFU."""
 
+import collections
 import contextlib
+import itertools
 import json
+import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,9 +15,22 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from clip_italian.config import TrainConfig
+from clip_italian.config import Config, TrainConfig, leaves
+from clip_italian.training import tracking
+from clip_italian.training.checkpoint import as_json
+from clip_italian.training.cost import Work
 
 METRICS_FILE = "metrics.jsonl"
+PAIRS_PER_SECOND = "rate/pairs_per_second"
+# Metric → label and format in the progress bar.
+_SHOWN = {
+    "train/loss": ("loss", "{:.3f}"),
+    PAIRS_PER_SECOND: ("pairs/s", "{:,.0f}"),
+    "rate/mfu": ("MFU", "{:.1%}"),
+    "rate/data_wait": ("data wait", "{:.0%}"),
+    "rate/padding": ("padding", "{:.0%}"),
+    "memory/peak_gb": ("peak GB", "{:.1f}"),
+}
 
 # Peak dense bf16 FLOP/s of one device, by `jax.Device.device_kind` (vendors' data sheets).
 PEAK_FLOPS = {
@@ -39,35 +56,68 @@ def peak_flops(devices: Sequence[Any]) -> float | None:
     return None if None in peaks else sum(p for p in peaks if p is not None)
 
 
-class Monitor:
-    """Collects one run's metrics, in `<workdir>/metrics.jsonl`, TensorBoard and on the terminal.
+def peak_memory() -> int:
+    """Most bytes in use so far: of the fullest local device, else (on a CPU) of this process."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    found = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    if found:
+        return max(found)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-    Rates are over the steps since the last line and leave compilation out.
+
+class Monitor:
+    """Collects one run's metrics: `<workdir>/metrics.jsonl`, TensorBoard, terminal and wandb.
+
+    Rates are over the steps since the last line and leave compilation and evaluation out.
     """
 
-    def __init__(self, config: TrainConfig, *, first_step: int, peak: float | None = None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        first_step: int,
+        peak: float | None = None,
+        run: Config | None = None,
+    ):
         """Goes on from `first_step` steps done.
 
         Args:
-          config: names the workdir, the length of the run and the batch size.
+          config: names the workdir, the length of the run, the batch size and wandb's project.
           first_step: later lines of an earlier process are dropped, since they come again.
           peak: FLOP/s of all devices; None looks them up.
+          run: the whole config, for wandb.
+
+        Raises:
+          ConfigError: wandb is asked for and cannot be had.
         """
         workdir = config.workdir
         self._path = epath.Path(workdir) / METRICS_FILE
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._wandb = (
+            tracking.start(config, as_json(dict(leaves(run or Config())))) if config.wandb else None
+        )
         _drop_lines_after(self._path, first_step)
         self._tensorboard = SummaryWriter(
             str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
         )
         self._bar = tqdm(initial=first_step, total=config.steps, unit="step", dynamic_ncols=True)
         self._batch_size, self._peak = config.batch_size, peak or peak_flops(jax.devices())
-        self.flops_per_step: float | None = None
+        self._dispatched, self._works = first_step, collections.deque[Work | None]()
+        self._start: int | None = first_step  # until the first line with rates has said so
         self.restart_clock()
 
-    def restart_clock(self) -> None:
-        """Starts a new window, so that compilation and evaluation do not count in the rates."""
-        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+    def restart_clock(self, done: int | None = None) -> None:
+        """Starts a new window.
+
+        Args:
+          done: number of steps whose results are there; the work of later ones, which the devices
+            still have before them, counts in the new window. None: the devices are idle, as after
+            a compilation or an evaluation.
+        """
+        for _ in range(self._finished(done)):
+            self._works.popleft()
+        self._since, self._waited = time.perf_counter(), 0.0
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -76,43 +126,65 @@ class Monitor:
         yield
         self._waited += time.perf_counter() - start
 
-    def count_step(self) -> None:
-        """One more step is dispatched."""
-        self._steps += 1
+    def count_step(self, work: Work | None = None) -> None:
+        """One more step is dispatched; `work` is what it costs, None where nobody knows."""
+        self._works.append(work)
+        self._dispatched += 1
         self._bar.update()
 
-    def rates(self) -> dict[str, float]:
-        """pairs/s, share of time waiting for data, and MFU where the devices' peak is known."""
-        elapsed = time.perf_counter() - self._start
-        if not self._steps or elapsed <= 0:
+    def _finished(self, done: int | None) -> int:
+        """Steps of this window that are done: all, or those up to a number of steps."""
+        behind = 0 if done is None else max(self._dispatched - done, 0)
+        return max(len(self._works) - behind, 0)
+
+    def rates(self, done: int | None = None) -> dict[str, float]:
+        """What the window so far says, of the run's steps up to `done` (None: all dispatched).
+
+        `rate/pairs_per_second`; `rate/data_wait`, share of time; `rate/padding`, share of the
+        text tower's tokens, absent where its outputs are cached; `rate/model_tflops`, model FLOPs
+        on real tokens in 10¹² a second over all devices; `rate/mfu`, the share of the devices' peak
+        that this is, where the peak is known; `memory/peak_gb` (10⁹ bytes) since the start.
+        """
+        elapsed = time.perf_counter() - self._since
+        works = list(itertools.islice(self._works, self._finished(done)))
+        if not works or elapsed <= 0:
             return {}
         rates = {
-            "rate/pairs_per_second": self._steps * self._batch_size / elapsed,
+            PAIRS_PER_SECOND: len(works) * self._batch_size / elapsed,
             "rate/data_wait": self._waited / elapsed,
         }
-        if self._peak and self.flops_per_step:
-            rates["rate/mfu"] = self._steps * self.flops_per_step / elapsed / self._peak
-        return rates
+        known = [work for work in works if work is not None]
+        slots = sum(work.slots for work in known)
+        if slots:
+            rates["rate/padding"] = 1 - sum(work.tokens for work in known) / slots
+        flops = sum(work.flops for work in known) / elapsed
+        if flops and len(known) == len(works):
+            rates["rate/model_tflops"] = flops / 1e12
+            if self._peak:
+                rates["rate/mfu"] = flops / self._peak
+        return {**rates, "memory/peak_gb": peak_memory() / 1e9}
 
     def log(self, step: int, metrics: Mapping[str, float | str]) -> None:
-        """Writes one line of metrics; `step` is the number of steps done."""
+        """Writes one line of metrics; `step` is the number of steps done.
+
+        The first line with rates says at which step its process began: `start`.
+        """
+        line = {"step": step, **metrics}
+        if self._start is not None and PAIRS_PER_SECOND in metrics:
+            line["start"], self._start = self._start, None
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
-        for name, value in metrics.items():
-            if not isinstance(value, str):
-                self._tensorboard.add_scalar(name, value, step)
+            file.write(json.dumps(line) + "\n")
+        numbers = {name: value for name, value in metrics.items() if not isinstance(value, str)}
+        for name, value in numbers.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({tracking.STEP: step, **numbers})
         self._show(metrics)
 
     def _show(self, metrics: Mapping[str, float | str]) -> None:
-        names = {
-            "train/loss": ("loss", "{:.3f}"),
-            "rate/pairs_per_second": ("pairs/s", "{:.0f}"),
-            "rate/data_wait": ("data wait", "{:.0%}"),
-            "rate/mfu": ("MFU", "{:.1%}"),
-        }
         shown = {
             label: form.format(metrics[name])
-            for name, (label, form) in names.items()
+            for name, (label, form) in _SHOWN.items()
             if name in metrics
         }
         if shown:
@@ -126,6 +198,8 @@ class Monitor:
         """Flushes everything."""
         self._bar.close()
         self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 def read_metrics(workdir: str) -> list[dict[str, float | str]]:

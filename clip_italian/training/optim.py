@@ -9,7 +9,7 @@ gradient and no moments.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -37,6 +37,13 @@ DECAY_RULES = (
     (r".*/(kernel|embedding)", True),
     (r"(.*/)?(bias|scale|logit_scale|logit_bias|[a-z]+_token|class_embedding)", False),
     (r".*/(position_embeddings|relative_position_bias_table|lambda_?[12])", False),
+)
+# Path inside a tower → how far up it lies. Each parameter must match exactly one rule.
+_LAYERS = r"(?:.*/)?layers?/(\d+)/.*"
+LAYER_RULES = (
+    (r"(.*/)?(embeddings|embeddings_project|pre_layrnorm)/.*", "bottom"),
+    (_LAYERS, "layer"),
+    (r"(.*/)?(layernorm|post_layernorm|pooler)/.*|encoder/relative_position_bias/.*", "top"),
 )
 
 
@@ -123,6 +130,33 @@ def _segment_schedule(segment: Segment, shape: str) -> Schedule:
     if not warmup:
         return decay
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
+
+
+def layer_factors(decay: float, paths: Iterable[str]) -> dict[str, float]:
+    """What the group's learning rate is multiplied by, for each parameter of a group.
+
+    With L layers: embeddings decay^(L + 1), layer i (from 0) decay^(L - i), what stands above the
+    layers and everything that is no tower 1 (ELECTRA, arXiv 2003.10555; BEiT, arXiv 2106.08254).
+
+    Raises:
+      ConfigError: a tower's parameter matches no rule of `LAYER_RULES`, or more than one.
+    """
+    if decay == 1:
+        return dict.fromkeys(paths, 1.0)
+    below = {path: _depth(path) for path in paths}
+    top = 1 + max((depth for depth in below.values() if depth is not None), default=0)
+    return {path: 1.0 if d is None else decay ** (top - d) for path, d in below.items()}
+
+
+def _depth(path: str) -> int | None:
+    """0 for a tower's embeddings, i + 1 for its layer i, None for all above and beside."""
+    tower, _, inside = path.partition("/")
+    if tower not in ("vision_model", "text_model"):
+        return None
+    place = match_one(LAYER_RULES, inside, "layer")
+    if place == "layer":
+        return int(re.sub(_LAYERS, r"\1", inside)) + 1
+    return 0 if place == "bottom" else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +247,8 @@ class Optimizer:
         for group, part in grads.items():
             scaled, new_state[group] = transform.update(part, state[group], params[group])
             rate = learning_rate(self.config, group)(step)
-            updates[group] = jax.tree.map(lambda u, rate=rate: -rate * u, scaled)
+            factors = layer_factors(self.config.layer_decay, part)
+            updates[group] = {path: -rate * factors[path] * u for path, u in scaled.items()}
         return updates, new_state
 
     def _transform(self) -> optax.GradientTransformation:

@@ -12,22 +12,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from clip_italian.config import ConfigError, EvalConfig, TrainConfig
 
 AXIS = "data"
+SMALL = 1024  # elements: leaves below it are not worth gathering
 
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
     """How arrays are laid out and steps compiled.
 
-    State is replicated and never has a device axis, under either kind, so a checkpoint of one
-    continues under the other. Batches are split along their rows.
+    State never has a device axis, under either kind, so a checkpoint of one continues under the
+    other. It is replicated, or (FSDP-style) split: then each device keeps a part of every large
+    parameter, of its moments and its average, and gathers the parameters for the step. Batches
+    are split along their rows.
 
     Attributes:
       kind: "mesh" or "pmap".
       mesh: all devices along the one axis `AXIS`.
+      shard_params: whether state is split; mesh only.
     """
 
     kind: str
     mesh: Mesh
+    shard_params: bool = False
 
     @property
     def devices(self) -> int:
@@ -46,7 +51,7 @@ class Parallel:
 
     @property
     def replicated(self) -> NamedSharding:
-        """The layout of state and parameters."""
+        """The layout of what every device has whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
@@ -69,13 +74,45 @@ class Parallel:
         local = len(self.mesh.local_devices)
         return jax.tree.map(lambda x: np.reshape(x, (local, -1, *x.shape[1:])), batch)
 
+    def gather(self, tree: Any) -> Any:
+        """Inside a step: parameters, or columns of a loss, whole on every device."""
+        if self.kind == "pmap":
+            return tree
+        return jax.lax.with_sharding_constraint(tree, self.replicated)
+
+    def scatter(self, tree: Any) -> Any:
+        """Inside a step: gradients where their parameters lie."""
+        if not self.shard_params:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, jax.tree.map(self._layout_of, tree))
+
+    def state_layout(self, state: Any) -> Any:
+        """The layout of each leaf of a state (or of its shapes), as a tree."""
+        if not self.shard_params:
+            return jax.tree.map(lambda _: self.replicated, state)
+        return jax.tree.map(self._layout_of, state)
+
+    def _layout_of(self, leaf: Any) -> NamedSharding:
+        """Split along its longest axis that the devices divide; small or odd leaves are whole."""
+        axes = [i for i, size in enumerate(leaf.shape) if size and size % self.devices == 0]
+        if leaf.size < SMALL or not axes:
+            return self.replicated
+        longest = max(axes, key=lambda i: leaf.shape[i])
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * longest, AXIS))
+
+    def place_state(self, state: Any) -> Any:
+        """Host or device arrays of a state → arrays where they belong."""
+        return jax.device_put(state, self.state_layout(state))
+
     def compile(self, step: Callable) -> Callable:
         """Compiles `step(state, batch) -> (state, metrics)`; the given state's memory is reused."""
         if self.kind == "mesh":
+            # A split state comes placed, and the step itself puts it there again.
+            whole = None if self.shard_params else self.replicated
             return jax.jit(
                 step,
-                in_shardings=(self.replicated, self.by_row),
-                out_shardings=self.replicated,
+                in_shardings=(whole, self.by_row),
+                out_shardings=None if self.shard_params else whole,
                 donate_argnums=0,
             )
         return jax.pmap(
@@ -97,11 +134,14 @@ class Parallel:
         return lambda params, rows: compiled(params, self.place_rows(rows))
 
 
-def make_parallel(kind: str, devices: Sequence[Any] | None = None) -> Parallel:
+def make_parallel(
+    kind: str, devices: Sequence[Any] | None = None, *, shard_params: bool = False
+) -> Parallel:
     """A layout over the given devices (default: all of all hosts)."""
     found = np.asarray(jax.devices() if devices is None else devices)
     # Auto: Hugging Face's Flax modules fail under explicit axis types.
-    return Parallel(kind, Mesh(found, (AXIS,), axis_types=(AxisType.Auto,)))
+    mesh = Mesh(found, (AXIS,), axis_types=(AxisType.Auto,))
+    return Parallel(kind, mesh, shard_params)
 
 
 def start(train: TrainConfig, evaluation: EvalConfig) -> Parallel:
@@ -118,8 +158,9 @@ def start(train: TrainConfig, evaluation: EvalConfig) -> Parallel:
     if train.compile_cache:
         folder = str(epath.Path(train.compile_cache).expanduser())
         jax.config.update("jax_compilation_cache_dir", folder)
-    layout = make_parallel(train.parallel)
-    check_batch_size("batch_size", train.batch_size, layout.devices)
+    layout = make_parallel(train.parallel, shard_params=train.shard_params)
+    for name in ("batch_size", "micro_batch"):
+        check_batch_size(name, getattr(train, name), layout.devices)
     check_batch_size("eval_batch_size", evaluation.eval_batch_size, layout.devices)
     return layout
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clip_italian.batch import Batch
+from clip_italian.batch import POOLED_OUTPUT, Batch
 from clip_italian.config import Config
 from clip_italian.training import losses
 from clip_italian.training.optim import Optimizer, Phase, join, learning_rate
@@ -25,18 +25,46 @@ class TrainState(NamedTuple):
       params: parameter tree, float32.
       opt_state: `{group: optax state}` of the groups that move at `step`.
       rng: uint32 [2], the run's dropout key; a step's key folds in `step`.
+      ema: moving average of `params`, the same tree; None where none is kept.
     """
 
     step: jax.Array
     params: Any
     opt_state: dict[str, Any]
     rng: jax.Array
+    ema: Any = None
+
+    @property
+    def evaluated(self) -> Any:
+        """The parameters that are evaluated and exported: the average where one is kept."""
+        return self.params if self.ema is None else self.ema
+
+
+class Layout(NamedTuple):
+    """How the rows of a step lie, and where parameters do.
+
+    Attributes:
+      shards: device shards among the rows that a step sees: all devices (mesh) or 1 (pmap).
+      axis_name: the pmap axis, or None.
+      micro_batches: parts of every shard that are encoded one after another.
+      gather: tree of parameters or columns → the same, whole on every device.
+      scatter: tree of gradients or state → the same, each leaf where its parameter lies.
+    """
+
+    shards: int = 1
+    axis_name: str | None = None
+    micro_batches: int = 1
+    gather: Callable[[Any], Any] = lambda tree: tree
+    scatter: Callable[[Any], Any] = lambda tree: tree
 
 
 def init_state(params: Any, optimizer: Optimizer, phase: Phase, seed: int) -> TrainState:
     """The state before step 0."""
     opt_state = optimizer.enter(params, {}, phase)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, jax.random.PRNGKey(seed))
+    # A copy: a step gives the memory of both away.
+    average = jax.tree.map(jnp.copy, params) if optimizer.config.ema_decay else None
+    step, key = jnp.zeros((), jnp.int32), jax.random.PRNGKey(seed)
+    return TrainState(step, params, opt_state, key, average)
 
 
 def enter_phase(state: TrainState, optimizer: Optimizer, phase: Phase) -> TrainState:
@@ -44,23 +72,79 @@ def enter_phase(state: TrainState, optimizer: Optimizer, phase: Phase) -> TrainS
     return state._replace(opt_state=optimizer.enter(state.params, state.opt_state, phase))
 
 
+class Embedded(NamedTuple):
+    """Image and text embeddings of a batch, float32 [pairs, dim], with scale and bias [] beside."""
+
+    image_embeds: jax.Array
+    text_embeds: jax.Array
+    logit_scale: jax.Array
+    logit_bias: jax.Array | None
+
+
+def embed(
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    apply_fn: ApplyFn,
+    moving: tuple[str, ...],
+    layout: Layout,
+) -> Embedded:
+    """Encodes a batch, micro-batch by micro-batch.
+
+    The backward pass encodes each micro-batch again with the gradient of its embeddings and the
+    same dropout key (GradCache, arXiv 2101.06983), so that activations of one micro-batch exist
+    at a time while the gradient is that of the whole batch. Pooled outputs are kept, so that a
+    frozen tower is not encoded twice.
+    """
+    if layout.micro_batches == 1:
+        output = apply_fn(params, batch, key, moving, layout.shards)
+        return Embedded(*(getattr(output, name) for name in Embedded._fields))
+
+    def encode(part: tuple[Batch, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        rows, number = part
+        own = jax.random.fold_in(key, number)
+        output = apply_fn(params, rows, own, moving, layout.shards)
+        return output.image_embeds, output.text_embeds
+
+    policy = jax.checkpoint_policies.save_only_these_names(POOLED_OUTPUT)
+    parts = losses.cut(batch, layout.shards, layout.micro_batches)
+    numbers = jnp.arange(layout.micro_batches, dtype=jnp.int32)
+    embeds = jax.lax.map(jax.checkpoint(encode, policy=policy), (parts, numbers))
+    images, texts = losses.uncut(embeds, layout.shards)
+    # From the parameters, not from each micro-batch: their gradients count once.
+    return Embedded(images, texts, params["logit_scale"], params.get("logit_bias"))
+
+
 def loss_per_pair(
-    config: Config, output: Any, batch: Batch, *, valid: Any = None, axis_name: str | None = None
+    config: Config, output: Any, batch: Batch, layout: Layout | None = None, valid: Any = None
 ) -> jax.Array:
-    """The configured contrastive loss of each row: float32 [rows]."""
-    others = losses.columns(
+    """The configured contrastive loss of each row: float32 [rows].
+
+    Args:
+      config: a resolved config.
+      output: embeddings, scale and bias, as in `Embedded`.
+      batch: their ids.
+      layout: how rows lie; None is one device.
+      valid: bool [rows], False on padding; None where there is none.
+    """
+    layout = layout or Layout()
+    count = output.image_embeds.shape[0]
+    first = 0 if layout.axis_name is None else jax.lax.axis_index(layout.axis_name) * count
+    rows = losses.Pairs(
         output.image_embeds,
         output.text_embeds,
         batch.image_id,
         batch.caption_id,
-        mask_duplicates=config.loss.mask_duplicates,
-        valid=valid,
-        axis_name=axis_name,
+        jnp.arange(count, dtype=jnp.int32) + first,
+        valid,
     )
-    embeds = (output.image_embeds, output.text_embeds, output.logit_scale)
+    columns = layout.gather(losses.gather(rows, layout.axis_name))
+    options = {"mask_duplicates": config.loss.mask_duplicates, "shards": layout.shards}
     if config.loss.loss == "sigmoid":
-        return losses.sigmoid_per_pair(*embeds, output.logit_bias, others)
-    return losses.infonce_per_pair(*embeds, others)
+        both = (output.logit_scale, output.logit_bias)
+        return losses.sigmoid_per_pair(rows, columns, *both, **options)
+    return losses.infonce_per_pair(rows, columns, output.logit_scale, **options)
 
 
 def train_step(
@@ -71,8 +155,7 @@ def train_step(
     apply_fn: ApplyFn,
     optimizer: Optimizer,
     phase: Phase,
-    shards: int,
-    axis_name: str | None,
+    layout: Layout,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on the moving groups of `phase`. Pure.
 
@@ -83,8 +166,7 @@ def train_step(
       apply_fn: the model.
       optimizer: groups, transformations and rates.
       phase: which groups move.
-      shards: device shards among the rows of `batch`: all devices (mesh) or 1 (pmap).
-      axis_name: the pmap axis, or None.
+      layout: how rows and parameters lie.
 
     Returns:
       The next state, and float32 scalars: `train/loss` over the global batch,
@@ -92,29 +174,46 @@ def train_step(
       moving group's `learning_rate/<group>`.
     """
     key = jax.random.fold_in(state.rng, state.step)
-    if axis_name is not None:
-        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-    moving, frozen = optimizer.split(state.params, phase.moving)
+    if layout.axis_name is not None:
+        key = jax.random.fold_in(key, jax.lax.axis_index(layout.axis_name))
+    stored, kept = optimizer.split(state.params, phase.moving)
+    whole, frozen = layout.gather((stored, kept))
 
     def objective(moving):
-        output = apply_fn(join({**frozen, **moving}), batch, key, phase.moving, shards)
-        per_pair = loss_per_pair(config, output, batch, axis_name=axis_name)
-        return losses.mean_over(per_pair)
+        params = join({**frozen, **moving})
+        output = embed(params, batch, key, apply_fn=apply_fn, moving=phase.moving, layout=layout)
+        return losses.mean_over(loss_per_pair(config, output, batch, layout))
 
-    loss, grads = jax.value_and_grad(objective)(moving)
-    if axis_name is not None:
-        loss, grads = jax.lax.pmean((loss, grads), axis_name)
-    updates, opt_state = optimizer.update(grads, state.opt_state, moving, state.step)
-    moving = _clamp_scale(optax.apply_updates(moving, updates), config.model.logit_scale_max)
-    params = join({**frozen, **moving})
+    loss, grads = jax.value_and_grad(objective)(whole)
+    if layout.axis_name is not None:
+        loss, grads = jax.lax.pmean((loss, grads), layout.axis_name)
+    grads = layout.scatter(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, stored, state.step)
+    moved = _clamp_scale(optax.apply_updates(stored, updates), config.model.logit_scale_max)
+    params = join({**kept, **moved})
     metrics = {
         "train/loss": loss,
         "train/grad_norm": optax.tree.norm(grads),
         "train/logit_scale": jnp.exp(params["logit_scale"]),
     }
-    for group in moving:
+    for group in moved:
         metrics[f"learning_rate/{group}"] = learning_rate(optimizer.config, group)(state.step)
-    return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+    ema = _averaged(state.ema, params, state.step, config.optim.ema_decay)
+    params, opt_state, ema = layout.scatter((params, opt_state, ema))
+    return TrainState(state.step + 1, params, opt_state, state.rng, ema), metrics
+
+
+def _averaged(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """The moving average after a step. Early on its memory is short: (1 + step) / (10 + step).
+
+    That warm-up is TensorFlow's (`ExponentialMovingAverage`, num_updates): without it the random
+    start would be part of the average for thousands of steps.
+    """
+    if ema is None:
+        return None
+    count = step.astype(jnp.float32)
+    rate = 1 - jnp.minimum(jnp.float32(decay), (1 + count) / (10 + count))
+    return jax.tree.map(lambda average, new: average + rate * (new - average), ema, params)
 
 
 def _clamp_scale(moving: Any, maximum: float) -> Any:
@@ -136,7 +235,9 @@ def loss_step(
     Padding is masked out of both softmaxes. The loss rests on the number of candidates, so
     values compare only between equal `eval_batch_size`.
     """
-    output = apply_fn(params, batch, jax.random.PRNGKey(0), (), shards)
-    per_pair = loss_per_pair(config, output, batch, valid=valid)
+    layout = Layout(shards=shards)
+    key = jax.random.PRNGKey(0)
+    output = embed(params, batch, key, apply_fn=apply_fn, moving=(), layout=layout)
+    per_pair = loss_per_pair(config, output, batch, layout, valid)
     count = jnp.sum(valid, dtype=jnp.float32)
     return jnp.stack([losses.mean_over(per_pair, valid) * count, count])

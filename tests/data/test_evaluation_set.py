@@ -10,7 +10,8 @@ from clip_italian.config import ConfigError
 from clip_italian.data.collections import open_records
 from clip_italian.data.evaluation_set import EvaluationSet
 from clip_italian.data.records import hash_words
-from tests.data.conftest import jpeg, smooth_image
+from clip_italian.data.tokens import encode
+from tests.data.conftest import change, jpeg, smooth_image
 
 NUMBERS = [100, 101, 102, 103, 104]
 
@@ -58,6 +59,24 @@ def test_text_batches_are_padded_and_masked(evaluation):
     ids = np.concatenate([batch.tokens.input_ids for batch in batches])
     assert ids[:2].tolist() == [[2, 4, 5, 1, 3, 0], [2, 4, 7, 1, 3, 0]]
     assert all(batch.tokens.attention_mask.sum(1).min() > 0 for batch in batches)
+
+
+def test_texts_are_as_long_as_the_longest_needs(config, tokenizer):
+    config = change(config, max_length=40)
+    one = make(config, tokenizer)
+    texts = [batch.tokens for batch in one.text_batches()]
+    assert [group.input_ids.shape for group in texts] == [(4, 8)] * 3
+    expected = encode(tokenizer, one.captions, 40)
+    for name in ("input_ids", "attention_mask"):
+        found = np.concatenate([getattr(group, name) for group in texts])[:10]
+        np.testing.assert_array_equal(found, getattr(expected, name)[:, :8])
+        assert not getattr(expected, name)[:, 8:].any() and found.dtype == np.int32
+    (first, _), _ = one.loss_batches()
+    np.testing.assert_array_equal(first.text[0].input_ids, expected.input_ids[:8:2, :8])
+    prompts = [*["un"] * 4, "un gatto nero dorme un gatto nero"]
+    batches = list(one.batches_of(prompts))
+    assert [batch.tokens.input_ids.shape for batch in batches] == [(4, 16)] * 2
+    assert batches[1].tokens.attention_mask.sum() == 4 * 9
 
 
 def test_loss_batches_pair_each_image_with_its_first_caption(evaluation):

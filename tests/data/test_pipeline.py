@@ -1,34 +1,20 @@
-import dataclasses
 import itertools
-import threading
 
 import numpy as np
 import pytest
 
 from clip_italian.config import ConfigError
-from clip_italian.data.pipeline import make_order, prefetch, training_batches
+from clip_italian.data.pipeline import make_order
 from clip_italian.data.records import Record, hash_words, parse_record, write_records
 from clip_italian.data.sources import open_sources
 from clip_italian.data.tokens import encode
-from tests.data.conftest import jpeg, record, smooth_image
+from tests.data.conftest import change, jpeg, open_training, record, smooth_image
 
 SIZE = 24
 
 
-def change(config, **fields):
-    """The config with fields of `data` or `train` changed."""
-    data = {k: v for k, v in fields.items() if hasattr(config.data, k)}
-    train = {k: v for k, v in fields.items() if hasattr(config.train, k)}
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, **data),
-        train=dataclasses.replace(config.train, **train),
-    )
-
-
 def take(config, tokenizer, steps, first=0, **processes):
-    sources = open_sources(config.data, "train")
-    batches = training_batches(config, sources, tokenizer, SIZE, **processes)(first)
+    batches = open_training(config, tokenizer, **processes).batches_from(first)
     try:
         return list(itertools.islice(batches, steps))
     finally:
@@ -86,7 +72,9 @@ def test_batches_do_not_depend_on_threads(config, tokenizer, steps):
 
 def test_two_hosts_make_one_batch(config, tokenizer, steps):
     whole = take(config, tokenizer, steps)
-    halves = [take(config, tokenizer, steps, process_index=k, process_count=2) for k in (0, 1)]
+    halves = [
+        take(config, tokenizer, steps, shares=2, process_index=k, process_count=2) for k in (0, 1)
+    ]
     for step, (first, second) in enumerate(zip(*halves, strict=True)):
         for name in ("image_id", "caption_id", "pixel_values"):
             joined = np.concatenate([getattr(first, name), getattr(second, name)])
@@ -143,41 +131,6 @@ def test_a_source_of_broken_records_is_an_error(tmp_path, tokenizer, config):
         take(config, tokenizer, 1)
 
 
-def test_wrong_batch_size_and_weights_are_refused(config, tokenizer):
-    sources = open_sources(config.data, "train")
-    with pytest.raises(ConfigError, match=r"batch_size = 8 .*multiple of 3"):
-        training_batches(config, sources, tokenizer, SIZE, process_count=3)
+def test_wrong_weights_are_refused(config, tokenizer):
     with pytest.raises(ConfigError, match="weights"):
-        training_batches(change(config, weights=(1.0, 0.1)), sources, tokenizer, SIZE)
-
-
-def test_closing_ends_the_thread(config, tokenizer):
-    def names():
-        return [t.name for t in threading.enumerate() if t.name == "batches"]
-
-    before = names()
-    batches = training_batches(config, open_sources(config.data, "train"), tokenizer, SIZE)(0)
-    next(batches)
-    assert len(names()) == len(before) + 1
-    batches.close()
-    assert names() == before
-
-
-def test_prefetch_runs_ahead_by_its_size_and_hands_on_errors():
-    made = []
-    waiting = threading.Event()
-
-    def items():
-        for number in range(5):
-            made.append(number)
-            if number == 4:
-                waiting.set()
-            yield number
-        raise OSError("disk gone")
-
-    ahead = prefetch(items(), 3)
-    assert next(ahead) == 0
-    assert waiting.wait(5)  # 0 was taken, 1 to 3 wait in the queue, 4 is made
-    assert [next(ahead) for _ in range(4)] == [1, 2, 3, 4]
-    with pytest.raises(OSError, match="disk gone"):
-        next(ahead)
+        open_training(change(config, weights=(1.0, 0.1)), tokenizer)

@@ -7,11 +7,16 @@ import pytest
 from PIL import Image
 
 from clip_italian.collection import Collection
-from clip_italian.evaluation import outcome, report
+from clip_italian.evaluation import outcome, report, report_tables
 from clip_italian.evaluation.languages import naming
 from clip_italian.evaluation.retrieval import LabelledSet
 
 LINES = [{"step": 10, "train/loss": 2.0}, {"step": 20, "train/loss": 1.0}]
+
+
+def speed(step, pairs, memory=1.0, **more):
+    rates = {"rate/pairs_per_second": pairs, "rate/data_wait": 0.25, "memory/peak_gb": memory}
+    return {"step": step, "train/loss": 1.0, **rates, **more}
 
 
 def read(images):
@@ -51,9 +56,9 @@ IMAGES = np.eye(4, dtype=np.float32)
 TEXTS = IMAGES[[0, 1, 3, 3, 0]]  # the third and the last caption miss
 
 
-def write(folder, encoded, classify=False):
+def write(folder, encoded, classify=False, lines=LINES):
     return outcome.write_outcome(
-        str(folder), encoded, metrics_lines=LINES, phases=[(0, "all")], data_fingerprint="da7a",
+        str(folder), encoded, metrics_lines=lines, phases=[(0, "all")], data_fingerprint="da7a",
         command="python run_hybrid_clip.py", step=20, classify=classify,
     )  # fmt: skip
 
@@ -109,3 +114,28 @@ def test_labelled_sets_have_no_gallery(tmp_path):
     assert (second.task, second.variant, second.set) == ("zero_shot", "hu, {bare}", "magyar")
     assert second.metrics["zero_shot/acc@1"] == 0.5
     assert len(list(tmp_path.glob("gallery_*.html"))) == 1
+
+
+def test_the_speed_of_the_training_is_printed_and_reported(tmp_path):
+    lines = [
+        *LINES, speed(10, 9000.0, start=0), speed(20, 90.0), speed(30, 110.5, **{"rate/mfu": 0.5}),
+        speed(40, 9500.0, start=30), speed(50, 5000.0, memory=3.0), speed(60, 100.0),
+    ]  # fmt: skip
+    said = write(tmp_path, [(PictureSet(), IMAGES, TEXTS)], lines=lines)
+    line = "training:   pairs/s 105.2 · MFU 50.0% · data wait 25.0% · peak memory 3.0 GB"
+    assert line in said.splitlines()
+    made, _ = report.read(tmp_path)
+    # The median of 90, 100, 110.5 and 5000: the first line after each start does not count.
+    assert made["speed"]["rate/pairs_per_second"] == 105.25
+    rows = dict(report_tables.made_by(made))
+    assert rows["training, pairs/s"] == "105.2" and rows["training, peak memory"] == "3.0 GB"
+
+
+def test_the_speed_of_a_short_run_is_that_of_its_only_line():
+    assert outcome.training_speed([speed(1, 7.0, start=0)])["rate/pairs_per_second"] == 7.0
+    assert outcome.training_speed(LINES) == {}
+
+
+def test_without_rates_nothing_is_said_of_speed(tmp_path):
+    assert "training:" not in write(tmp_path, [(PictureSet(), IMAGES, TEXTS)])
+    assert "speed" not in report.read(tmp_path)[0]

@@ -52,6 +52,7 @@ def test_each_metric_goes_to_its_panel():
             "text_to_image/median_rank",
             "image_to_text/R@5",
             "zero_shot/acc@1",
+            "rate/pairs_per_second",
         )
     )
     assert {axes.get_title("left"): labels(axes) for axes in figure.axes} == {
@@ -60,6 +61,7 @@ def test_each_metric_goes_to_its_panel():
         "Text → image recall": ["R@1", "R@10"],
         "Image → text recall": ["R@5"],
         "Zero-shot accuracy": ["acc@1"],
+        "Training speed": ["pairs_per_second"],
     }
     line = figure.axes[0].get_lines()[0]
     assert line.get_xdata().tolist() == [10, 20]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from clip_italian.config import ConfigError, TrainConfig
 from clip_italian.training import loop
 from clip_italian.training.checkpoint import Checkpoints, check_same_run, describe
+from clip_italian.training.feed import batch_digest
 from clip_italian.training.monitor import Monitor, read_metrics
 from clip_italian.training.parallel import make_parallel
 from tests import toy
@@ -30,7 +32,7 @@ def make_config(workdir, **changes):
 def run(config, *, until=STEPS, kind="mesh", devices=2, batches_from=toy.batches_from, score=None):
     """Trains up to step `until` as if the process ended there; returns the state."""
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=until))
-    parallel = make_parallel(kind, jax.devices()[:devices])
+    parallel = make_parallel(kind, jax.devices()[:devices], shard_params=config.train.shard_params)
     checkpoints = Checkpoints(config, "fingerprint")
     state = loop.start_state(config, parallel, toy.init_params, toy.init_params, checkpoints)
     return loop.train(
@@ -68,6 +70,48 @@ def test_train_stop_resume_equals_train(whole, tmp_path, stop):
     jax.tree.map(np.testing.assert_array_equal, state, whole[1])
 
 
+def test_the_average_of_parameters_is_saved_restored_and_evaluated(tmp_path):
+    seen = []
+
+    def score(params):
+        seen.append(float(params["logit_scale"]))
+        return [("score", 0.0)]
+
+    whole = run(make_config(tmp_path / "whole", ema_decay=0.9), score=score)
+    run(make_config(tmp_path / "cut", ema_decay=0.9), until=5)
+    state = run(make_config(tmp_path / "cut", ema_decay=0.9))
+    jax.tree.map(np.testing.assert_array_equal, state, whole)
+    assert seen[-1] == float(whole.ema["logit_scale"]) != float(whole.params["logit_scale"])
+
+
+def test_split_parameters_go_on_whole_under_pmap(whole, tmp_path):
+    config = make_config(tmp_path)
+    split = dataclasses.replace(config.train, shard_params=True)
+    run(dataclasses.replace(config, train=split), until=5)
+    state = run(config, kind="pmap")
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(whole[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_before_averages_goes_on(whole, tmp_path):
+    class Before(NamedTuple):
+        step: Any
+        params: Any
+        opt_state: Any
+        rng: Any
+
+    checkpoints = Checkpoints(make_config(tmp_path), "fingerprint")
+    checkpoints.save(Before(*whole[1][:4]), None)
+    checkpoints.close()
+    config = make_config(tmp_path)
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=STEPS + 1))
+    parallel = make_parallel("mesh", jax.devices()[:2])
+    checkpoints = Checkpoints(longer, "fingerprint")
+    state = loop.start_state(longer, parallel, toy.init_params, toy.init_params, checkpoints)
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, state, whole[1])
+
+
 def test_a_pmap_checkpoint_goes_on_under_the_mesh(whole, tmp_path):
     run(make_config(tmp_path), until=5, kind="pmap")
     state = run(make_config(tmp_path), kind="mesh")
@@ -84,7 +128,7 @@ def test_the_frozen_tower_stays_and_then_moves(whole, tmp_path):
     kernel = ("vision_model", "layer", "kernel")
     start, frozen, moved = (
         np.asarray(params[kernel[0]][kernel[1]][kernel[2]])
-        for params in (toy.init_params(), state.params, whole[1].params)
+        for params in (toy.init_params(42), state.params, whole[1].params)
     )
     np.testing.assert_array_equal(frozen, start)
     assert np.abs(moved - start).max() > 1e-3
@@ -183,26 +227,9 @@ def test_a_line_cut_by_a_kill_and_later_steps_are_dropped(tmp_path):
     assert [line["step"] for line in read_metrics(str(tmp_path))] == [1, 2]
 
 
-def test_rates_and_mfu(tmp_path, monkeypatch):
-    now = iter([0.0, 1.0, 1.5, 4.0])
-    monkeypatch.setattr("clip_italian.training.monitor.time.perf_counter", lambda: next(now))
-    config = TrainConfig(workdir=str(tmp_path), steps=5, batch_size=32)
-    monitor = Monitor(config, first_step=0, peak=1e9)
-    monitor.flops_per_step = 1e9
-    with monitor.waiting_for_data():
-        pass
-    monitor.count_step()
-    monitor.count_step()
-    # Two steps of 32 pairs in 4 s, of which 0.5 s of waiting; 2 GFLOP in 4 s at a peak of 1 GF/s.
-    assert monitor.rates() == {
-        "rate/pairs_per_second": 16.0,
-        "rate/data_wait": 0.125,
-        "rate/mfu": 0.5,
-    }
-
-
-def test_the_digest_tells_batches_and_their_order_apart():
+def test_the_digest_tells_batches_apart_and_not_their_order():
     batch = toy.batch(0)
-    turned = batch._replace(image_id=batch.image_id[::-1])
-    assert loop.batch_digest(batch) == loop.batch_digest(toy.batch(0))
-    assert len({loop.batch_digest(b) for b in (batch, toy.batch(1), turned)}) == 3
+    turned = batch._replace(image_id=batch.image_id[::-1], caption_id=batch.caption_id[::-1])
+    torn = batch._replace(image_id=batch.image_id[::-1])  # other images for the same captions
+    assert batch_digest(batch) == batch_digest(toy.batch(0)) == batch_digest(turned)
+    assert len({batch_digest(b) for b in (batch, toy.batch(1), torn)}) == 3

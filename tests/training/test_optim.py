@@ -15,12 +15,20 @@ from tests import toy
 from tests.model.checkpoints import tiny_model
 from tests.tiny import (
     TINY_BEIT,
+    TINY_BERT,
     TINY_CLIP,
     TINY_DINOV2,
     TINY_DISTILBERT,
     TINY_ELECTRA,
     TINY_ROBERTA,
+    TINY_VIT,
 )
+
+SHARED_POSITIONS = {
+    "use_relative_position_bias": False,
+    "use_shared_relative_position_bias": True,
+    "use_absolute_position_embeddings": True,
+}
 
 
 def test_each_parameter_has_one_group_and_they_join_again():
@@ -236,3 +244,63 @@ def test_every_parameter_of_every_tower_has_one_rule(towers):
     assert {optim.group_of(path, learn_logit_scale=True) for path in shapes} == set(GROUPS)
     kernels = {path for path in shapes if path.endswith(("/kernel", "/embedding"))}
     assert {path for path, value in decayed.items() if value} == kernels
+
+
+ALL_TOWERS = pytest.mark.parametrize(
+    ("vision", "text"),
+    [
+        (TINY_VIT, TINY_BERT),
+        (TINY_CLIP, TINY_ROBERTA),
+        (TINY_DINOV2, TINY_DISTILBERT),
+        (TINY_BEIT, TINY_ELECTRA),
+        ({**TINY_BEIT, **SHARED_POSITIONS}, TINY_BERT),
+    ],
+    ids=["vit-bert", "clip-roberta", "dinov2-distilbert", "beit-electra", "beit-shared"],
+)
+
+
+@ALL_TOWERS
+def test_layer_decay_knows_every_parameter_of_every_tower(vision, text):
+    two = {"n_layers": 2} if "n_layers" in text else {"num_hidden_layers": 2}
+    model = tiny_model(
+        vision_config={**vision, "num_hidden_layers": 2}, text_config={**text, **two}
+    )
+    grouped = optim.split(model.shapes(), learn_logit_scale=True)
+    for tower in ("vision", "text"):
+        factors = optim.layer_factors(0.5, grouped[tower])
+        assert factors.keys() == grouped[tower].keys()
+        layers = {path: value for path, value in factors.items() if "/0/" in path or "/1/" in path}
+        assert set(layers.values()) == {0.5, 0.25}
+        assert all((value == 0.5) == ("/1/" in path) for path, value in layers.items())
+        bottom = {path for path, value in factors.items() if value == 0.125}
+        assert any("word_embedding" in path or "patch_embedding" in path for path in bottom)
+        rest = factors.keys() - layers.keys()
+        words = ("embeddings/", "embeddings_project/", "pre_layrnorm/")
+        assert bottom == {path for path in rest if any(word in path for word in words)}
+        assert {factors[path] for path in rest - bottom} <= {1.0}
+    assert set(optim.layer_factors(0.5, grouped["projection"]).values()) == {1.0}
+
+
+def test_no_layer_decay_knows_no_rule():
+    path = "vision_model/somewhere/kernel"
+    assert optim.layer_factors(1.0, [path]) == {path: 1.0}
+    with pytest.raises(ConfigError, match="'somewhere/kernel' matches 0 layer rules"):
+        optim.layer_factors(0.9, [path])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adabelief"])
+def test_layer_decay_multiplies_the_groups_learning_rate(optimizer):
+    paths = ("embeddings/a/embedding", "encoder/layer/0/b/kernel", "encoder/layer/1/b/kernel")
+    text = {f"text_model/{path}": jnp.ones((2, 2)) for path in (*paths, "pooler/dense/bias")}
+    params = {"text": text, "projection": {"text_projection/kernel": jnp.ones((2, 2))}}
+    grads = jax.tree.map(lambda x: x * jnp.asarray([[3.0, -1.0]]), params)
+    updates = []
+    for decay in (1.0, 0.5):
+        config = toy.config(steps=10, optimizer=optimizer, schedule="linear", layer_decay=decay)
+        one = Optimizer(config.optim, learn_logit_scale=True)
+        state = one.enter(optim.join(params), {}, Phase(0, 9, ("text", "projection")))
+        updates.append(jax.jit(one.update)(grads, state, params, jnp.asarray(4))[0])
+    full, scaled = updates
+    for path, factor in zip(text, (0.125, 0.25, 0.5, 1.0), strict=True):
+        np.testing.assert_allclose(scaled["text"][path], factor * full["text"][path], rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, scaled["projection"], full["projection"])

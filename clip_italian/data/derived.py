@@ -1,0 +1,41 @@
+"""Where files made from records lie: caption indexes and cached features."""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from clip_italian.config import ConfigError
+
+
+def fingerprint(facts: Any) -> str:
+    """sha256 (hex) over facts that JSON can hold."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def places(records: Path, data_cache: str, name: str) -> tuple[Path, Path]:
+    """Where a folder `name` made from the source in `records` may lie: beside it, or cached."""
+    beside, cache = Path("derived", name), Path("derived", records.name, name)
+    return records / beside, Path(data_cache).expanduser() / cache
+
+
+def writable_place(records: Path, data_cache: str, name: str) -> Path:
+    """The first of `places` that can be written, made with its parents.
+
+    Raises:
+      ConfigError: naming `data_cache`, when neither can.
+    """
+    *_, last = found = places(records, data_cache, name)
+    for folder in found:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError as error:
+            if folder == last:
+                raise ConfigError(
+                    f"data_cache: neither {found[0]} nor {last} can be written ({error}); "
+                    "name a folder of your own"
+                ) from error
+    raise AssertionError("unreachable")
