@@ -107,7 +107,7 @@ def test_light_crops_the_window_drawn():
     assert left.mean() < 3 and right.mean() > 197
 
 
-@pytest.mark.parametrize(("height", "width"), [(256, 341), (333, 256), (100, 64)])
+@pytest.mark.parametrize(("height", "width"), [(256, 341), (333, 256), (100, 64), (130, 150)])
 def test_centre_crop_is_close_to_pil_bicubic(height, width):
     picture = smooth_image(5, height, width)
     ours = augment.centre_crop(jpeg(picture), 64).astype(int)
