@@ -56,8 +56,6 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes again, layer by layer, to save memory: nothing, all but the
     matrix products, or everything (a third more compute)."""
-    scan_layers: Annotated[bool, FileOnly] = False
-    """Config file only: compile one layer of each tower and repeat it, which starts sooner."""
     logit_scale: float | None = None
     """Similarity scale at the start (a plain factor, not a log); None takes `init_from`'s, else the
     paper's, 20."""

@@ -33,7 +33,7 @@ FILE_ONLY = {
     "vision_config", "text_config", "prefetch", "segments", "b1", "b2", "class_names",
     "eval_language",
     "logit_scale_max", "logit_bias", "vision_revision", "text_revision", "patch_dropout",
-    "scan_layers", "length_groups", "layer_decay",
+    "length_groups", "layer_decay",
 }  # fmt: skip
 
 
@@ -262,7 +262,7 @@ def test_identity_is_model_data_order_and_optimizer():
         "vision_learning_rate", "text_learning_rate", "projection_learning_rate", "schedule",
         "warmup_steps", "decay_steps", "vision_thaw_step", "text_thaw_step", "segments", "b1",
         "b2", "weight_decay", "agc_clip", "clip_norm", "batch_size", "seed", "patch_dropout",
-        "scan_layers", "cached_views", "layer_decay", "ema_decay",
+        "cached_views", "layer_decay", "ema_decay",
     }  # fmt: skip
     assert names | FREE_FIELDS == {name for name, _ in leaves(Config())}
 

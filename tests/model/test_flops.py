@@ -136,7 +136,7 @@ def test_a_tiny_model_by_hand():
     )
 
 
-@pytest.mark.parametrize("running", [{"remat": "full"}, {"scan_layers": True, "remat": "dots"}])
+@pytest.mark.parametrize("running", [{"remat": "full"}, {"remat": "dots"}])
 def test_how_layers_run_changes_nothing(running):
     towers = {
         "vision_config": {**TINY_VIT, "num_hidden_layers": 3},
