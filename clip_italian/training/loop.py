@@ -161,7 +161,7 @@ def train(
     fed = feed(batches, first, parallel, config.data.prefetch, work)
     late: tuple[int, dict[str, Any]] | None = None
     compiled: dict[Any, Callable] = {}
-    phase: Phase | None = None
+    phase: Any = None  # none yet
     results: dict[str, float] | None = None
     closing = contextlib.closing
     # In this order they are left: the thread that feeds ends before its batches are closed.

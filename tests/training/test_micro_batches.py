@@ -222,7 +222,7 @@ def test_micro_batches_encode_a_frozen_tower_once_and_a_moving_one_twice():
     assert 0.98 <= again / matmul_flops(encode, batch.text) <= 1.02
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("ema", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 def test_split_parameters_train_like_whole_ones(ema):
     config = make_config(learning_rate=5e-5, agc_clip=0.01, ema_decay=ema)
     model, (optimizer, phases) = make_model("infonce"), loop.plan(config)
