@@ -128,7 +128,7 @@ def test_auto_classes_find_the_same_caption(folder):
 
 @pytest.mark.parametrize("name", ["vit-bert-resized"])
 def test_pictures_that_are_to_be_resized(folder):
-    """Pillow resizes here, TensorFlow in training: pixels may differ by a rounding, no more."""
+    """Pillow resizes in both; we cut the square first, so that a few pixels at its edge differ."""
     import torch
     from transformers import AutoModel, AutoProcessor
 
@@ -136,7 +136,7 @@ def test_pictures_that_are_to_be_resized(folder):
     processor = AutoProcessor.from_pretrained(folder)
     pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
     steps = np.abs(pixels.numpy() - reference["pixel_values"]) * 255 / 2  # mean and deviation: 0.5
-    assert steps.max() <= 1.01 and 0 < steps.mean() < 0.2
+    assert steps.max() <= 2.01 and 0 < steps.mean() < 0.05 and (steps > 1.01).mean() < 1e-3
     inputs = {key: torch.tensor(reference[key], dtype=torch.long) for key in TOKENS}
     with torch.no_grad():
         outputs = AutoModel.from_pretrained(folder).eval()(pixel_values=pixels, **inputs)
