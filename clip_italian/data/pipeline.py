@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Generator, Iterator, Sequence
-from typing import TypeVar, cast
+from typing import cast
 
 import numpy as np
 import tensorflow as tf
@@ -18,8 +18,6 @@ from clip_italian.data.images import ImageError, decode_error, training_images
 from clip_italian.data.order import Order
 from clip_italian.data.selection import Chosen, Selection
 from clip_italian.data.shards import RecordFile
-
-T = TypeVar("T")
 
 
 def index_shuffle(index: np.ndarray, words: np.ndarray, largest: np.ndarray) -> np.ndarray:

@@ -107,7 +107,7 @@ def reference(loss, vision_thaw_step=0):
 
 
 def assert_equal_gradients(found, expected):
-    """PERFORMANCE's measure: largest difference over the largest entry; the scale by itself."""
+    """Largest difference over the largest entry; the scale by itself."""
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
     ours, theirs = found[1], expected[1]
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
@@ -269,7 +269,10 @@ def test_the_average_follows_the_parameters_and_is_what_is_evaluated():
     start = model.init(0)
     state = parallel.place_state(init_state(start, optimizer, phases[0], 0))
     step = loop.compile_step(config, parallel, model.apply_pairs, phases[0])
-    kernel = lambda tree: np.asarray(tree["text_projection"]["kernel"])  # noqa: E731
+
+    def kernel(tree):
+        return np.asarray(tree["text_projection"]["kernel"])
+
     expected = kernel(start)
     for number in range(3):
         state, _ = step(state, parallel.place(make_batch()))
