@@ -52,6 +52,8 @@ class Kind:
       layer: class of its layers, as `layers.Running` takes it.
       config: configuration dict → configuration object of this tower.
       pool: the module's outputs → [n, width].
+      attended: as `layers.Running` takes it: keys and values, where `pool` reads the first token;
+        queries too where the module shapes them like these.
       prefixes: names under which larger checkpoints hold the tower.
       dropout: fields of the configuration that hold dropout rates.
       may_lack: first parts of weights that a checkpoint may lack (they start random).
@@ -69,6 +71,7 @@ class Kind:
     config: Callable[[dict[str, Any]], Any]
     pool: Callable[[Any], Array]
     prefixes: tuple[str, ...] = ()
+    attended: tuple[str, ...] = ("key", "value")
     dropout: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     may_lack: tuple[str, ...] = ("pooler",)
     inputs: Callable[[Any, TokenGroup], dict[str, Array]] | None = None
@@ -136,6 +139,7 @@ _CLIP = {
     "layer": FlaxCLIPEncoderLayer,
     "pool": _pooler_output,
     "dropout": ("attention_dropout",),
+    "attended": ("k_proj", "v_proj"),
     "may_lack": (),
     "positions": "vision_model.embeddings.position_embedding.embedding",
     "image_mean": CLIP_MEAN,
@@ -150,17 +154,19 @@ _ROBERTA = {
 }
 KINDS: dict[str, Kind] = {
     "vit": Kind(
-        "vision", FlaxViTModule, FlaxViTLayer, ViTConfig.from_dict, _pooler_output, ("vit",)
+        "vision", FlaxViTModule, FlaxViTLayer, ViTConfig.from_dict, _pooler_output, ("vit",),
+        attended=("query", "key", "value"),
     ),
     "clip_vision_model": Kind(config=CLIPVisionConfig.from_dict, **_CLIP),
     "clip": Kind(config=_clip_vision_config, **_CLIP),
     "dinov2": Kind(
         "vision", FlaxDinov2Module, FlaxDinov2Layer, _dinov2_config, _pooler_output, ("dinov2",),
-        may_lack=(), image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD,
+        attended=("query", "key", "value"), may_lack=(), image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
     ),
     "beit": Kind(
         "vision", FlaxBeitModule, FlaxBeitLayer, _beit_config, _pooler_output, ("beit",),
-        may_lack=(), positions="",
+        attended=(), may_lack=(), positions="",
     ),
     "bert": Kind(
         "text", FlaxBertModule, FlaxBertLayer, BertConfig.from_dict, _pooler_output, ("bert",),
@@ -175,8 +181,9 @@ KINDS: dict[str, Kind] = {
     ),
     "distilbert": Kind(
         "text", FlaxDistilBertModule, FlaxTransformerBlock, DistilBertConfig.from_dict,
-        _first_token, ("distilbert",), dropout=("dropout", "attention_dropout"), may_lack=(),
-        inputs=_distilbert_inputs, pooled=False,
+        _first_token, ("distilbert",), ("k_lin", "v_lin"),
+        dropout=("dropout", "attention_dropout"), may_lack=(), inputs=_distilbert_inputs,
+        pooled=False,
     ),
     "electra": Kind(
         "text", FlaxElectraModule, FlaxElectraLayer, ElectraConfig.from_dict, _first_token,

@@ -1,4 +1,4 @@
-"""How the layers of a tower run: recomputation, left-out patches, cheaper products on CPU.
+"""How the layers of a tower run: what is recomputed, left out, or cheaper on CPU.
 
 The towers stay Hugging Face's Flax modules, with their parameters: while one runs inside
 `running`, Flax hands each call of a layer to an interceptor, which may run it otherwise.
@@ -30,12 +30,18 @@ class Running:
 
     Attributes:
       layer: class of the tower's layers, which are named "0", "1", ... inside one collection.
+      depth: how many layers.
+      attended: names of the products in a layer that need all tokens where only the first token's
+        output is wanted: in the last layer every other product and norm then sees the first token
+        alone. Empty where the tower pools other tokens too.
       remat: what the backward pass computes again in each layer: nothing, all but the products
         with weights, or everything but the layer's input.
       patch_dropout: share of patches left out of each image unless `deterministic`.
     """
 
     layer: type[nn.Module]
+    depth: int
+    attended: tuple[str, ...] = ()
     remat: Literal["none", "dots", "full"] = "none"
     patch_dropout: float = 0.0
 
@@ -61,23 +67,39 @@ def running(how: Running, *, deterministic: bool) -> Iterator[None]:
 
 def _interceptor(how: Running) -> Callable[..., Any]:
     inside = False  # a layer: what is lifted calls it again
+    last = False  # inside the last layer, of which only the first token is wanted
+    narrow = False  # after its first product that the other tokens are not needed for
 
     def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        nonlocal inside
+        nonlocal inside, last, narrow
         module = context.module
         if context.method_name != "__call__" or module.is_initializing():
             return next_fun(*args, **kwargs)
-        if type(module) is nn.Dense and jax.default_backend() == "cpu":
-            return _dense(module, *args)
+        if type(module) is nn.Dense:
+            if last and module.name not in how.attended:
+                args, narrow = _first_token(*args), True
+            return _dense(module, *args) if _on_cpu() else next_fun(*args, **kwargs)
+        if type(module) is nn.LayerNorm and narrow:
+            return next_fun(*_first_token(*args), **kwargs)
         if inside or type(module) is not how.layer:
             return next_fun(*args, **kwargs)
-        inside = True
+        inside, last = True, bool(how.attended) and module.name == str(how.depth - 1)
         try:
-            return (_run(module, how, *args, **kwargs),)
+            hidden_states = _run(module, how, *args, **kwargs)
+            return _first_token(hidden_states) if last else (hidden_states,)
         finally:
-            inside = False
+            inside = last = narrow = False
 
     return intercept
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _first_token(hidden_states: Array) -> tuple[Array]:
+    """[n, length, width] → [n, 1, width], as the arguments or outputs of a module."""
+    return (hidden_states[:, :1],)
 
 
 def _run(layer: Any, how: Running, hidden_states: Array, *args: Any, **kwargs: Any) -> Array:

@@ -96,8 +96,8 @@ def build(config: ModelConfig, *, loss: str) -> Model:
         vision_pool=vision.kind.pool,
         text_pool=text.kind.pool,
         text_inputs=functools.partial(text.kind.inputs, text.config),
-        vision_running=Running(vision.kind.layer, config.remat, config.patch_dropout),
-        text_running=Running(text.kind.layer, config.remat),
+        vision_running=_running(vision, config.remat, config.patch_dropout),
+        text_running=_running(text, config.remat),
         projection_dim=dim,
         image_size=vision.config.image_size,
         image_mean=vision.config.image_mean,
@@ -170,6 +170,10 @@ def _set_image_size(kind: Kind, config: Any, image_size: int | None) -> int:
         config.image_size = image_size
         return stored
     raise ConfigError(f"image_size = {image_size} is not allowed; give {allowed}")
+
+
+def _running(tower: Tower, *how: Any) -> Running:
+    return Running(tower.kind.layer, tower.config.num_hidden_layers, tower.kind.attended, *how)
 
 
 def _check_patch_dropout(tower: Tower, rate: float) -> None:

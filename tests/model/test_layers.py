@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import re
 
@@ -72,7 +73,11 @@ def embeddings(model, params, batch, moving=("vision", "text")):
 
 @functools.cache
 def value_and_gradient(pair, depth=DEPTH, **fields):
-    model, (_, batch) = model_of(pair, depth, **fields), start(pair)
+    return evaluate(model_of(pair, depth, **fields), start(pair)[1])
+
+
+def evaluate(model, batch):
+    """Embeddings, and the gradient of their products."""
     params = draw(model.shapes())
 
     def score(params):
@@ -112,6 +117,33 @@ def test_outputs_and_gradients_stay(pair, how):
 
 def test_outputs_and_gradients_stay_for_one_pair():
     check_equal("clip roberta", {"remat": "full"}, depth=1)
+
+
+def with_whole_layers(model):
+    """The model with a last layer that computes all tokens, as Hugging Face's modules do."""
+    module = model.module
+    sides = {name: getattr(module, name) for name in ("vision_running", "text_running")}
+    whole = {name: dataclasses.replace(how, attended=()) for name, how in sides.items()}
+    return dataclasses.replace(model, module=module.clone(**whole))
+
+
+def check_last_layer(pair, depth, **fields):
+    outputs, gradient = value_and_gradient(pair, depth, **fields)
+    whole = with_whole_layers(model_of(pair, depth, **fields))
+    others, other = evaluate(whole, start(pair)[1])
+    assert_close(outputs, others, 1e-6)
+    assert_close(gradient, other, 1e-6)
+
+
+def test_the_last_layer_of_one_pair_computes_the_first_token_alone():
+    check_last_layer("clip roberta", 1)
+
+
+@pytest.mark.slow
+@every_pair
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_last_layer_of_every_kind_computes_the_first_token_alone(pair, remat):
+    check_last_layer(pair, DEPTH, remat=remat)
 
 
 @pytest.mark.slow
