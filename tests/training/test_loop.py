@@ -145,6 +145,23 @@ def test_checkpoints_kept_are_the_latest_and_the_best(tmp_path):
     checkpoints.close()
 
 
+def test_the_time_of_compilation_is_no_time_of_training(tmp_path, monkeypatch):
+    events = []
+
+    def tell(owner, name):
+        own = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given: events.append(name) or own(*given))
+
+    tell(loop, "compile_step")
+    tell(Monitor, "restart_clock")
+    tell(Monitor, "count_step")
+    run(make_config(tmp_path))
+    compiled = [at for at, event in enumerate(events) if event == "compile_step"]
+    assert len(compiled) == 2  # one for each phase
+    for at in compiled:
+        assert events[at + 1 : at + 3] == ["restart_clock", "count_step"]
+
+
 def test_evaluation_is_logged_at_its_steps(whole):
     assert [x["step"] for x in read_metrics(str(whole[0])) if "score" in x] == [4, 8, 12]
     assert list(whole[0].joinpath("tensorboard").iterdir())
