@@ -162,6 +162,22 @@ def test_the_time_of_compilation_is_no_time_of_training(tmp_path, monkeypatch):
         assert events[at + 1 : at + 3] == ["restart_clock", "count_step"]
 
 
+def test_a_step_costs_what_its_own_phase_trains(monkeypatch):
+    trained = []
+    monkeypatch.setattr(loop, "work_of", lambda batch, moving, *rest: trained.append(moving))
+    phases = loop.plan(make_config("unused"))[1]
+    for step in (6, 7):
+        loop._work(phases, toy, step, toy.batch(step))
+    assert trained == [phases[0].moving, phases[1].moving]
+    assert "vision" not in trained[0] and "vision" in trained[1]
+
+
+def test_groups_are_dealt_to_every_micro_batch_of_every_device():
+    train = TrainConfig(batch_size=32, micro_batch=8)
+    config = dataclasses.replace(make_config("unused"), train=train)
+    assert loop.shares(config, make_parallel("mesh", jax.devices()[:2])) == 2 * 4
+
+
 def test_evaluation_is_logged_at_its_steps(whole):
     assert [x["step"] for x in read_metrics(str(whole[0])) if "score" in x] == [4, 8, 12]
     assert list(whole[0].joinpath("tensorboard").iterdir())
