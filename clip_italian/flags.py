@@ -185,6 +185,9 @@ def _check_no_effect(config: Config) -> None:
     drawn = data.cached_views < 2 or data.augment != "none" or data.flip
     allowed = "1: without augmentation or flip all views are equal"
     _require(drawn, "cached_views", data.cached_views, allowed)
+    frozen = not data.cached_views or not all(_moves_at_once(optim, s) for s in ("vision", "text"))
+    allowed = "0, or freeze a tower: both move from the first step"
+    _require(frozen, "cached_views", data.cached_views, allowed)
     fits = not train.micro_batch or train.batch_size % train.micro_batch == 0
     allowed = f"0 or a divisor of batch_size ({train.batch_size})"
     _require(fits, "micro_batch", train.micro_batch, allowed)
@@ -195,6 +198,13 @@ def _check_no_effect(config: Config) -> None:
             value, default = getattr(optim, name), getattr(OptimConfig(), name)
             allowed = "it in the config file's segments, which replace it"
             _require(value == default, name, value, allowed)
+
+
+def _moves_at_once(optim: OptimConfig, side: str) -> bool:
+    if optim.segments:
+        starts = (s.start_step for s in optim.segments if s.group == side and s.learning_rate > 0)
+        return 0 in starts
+    return getattr(optim, f"{side}_thaw_step") == 0
 
 
 _REPLACED_BY_SEGMENTS = (

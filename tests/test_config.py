@@ -210,6 +210,7 @@ WRONG = [
     ("patch_dropout", 1.0, "0 ≤ value < 1", {}),
     ("layer_decay", 1.1, "0 < value ≤ 1", {}),
     ("cached_views", 2, "1: without augmentation", {}),
+    ("cached_views", 1, "0, or freeze a tower: both move from the first step", {}),
     ("micro_batch", 48, "0 or a divisor of batch_size (256)", {}),
     ("shard_params", True, "it with --parallel mesh only", {"parallel": "pmap"}),
     ("logit_bias", float("nan"), "a finite number", {}),

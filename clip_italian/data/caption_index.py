@@ -159,6 +159,8 @@ def _build(
         meta = _write(staged, file, tokenizer, max_length)
         meta = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint, **meta}
         (staged / _META).write_text(json.dumps(meta) + "\n")
+        if _whole(target) is not None:
+            return  # another process was faster, and may be reading it
         shutil.rmtree(target)  # made empty to see that it can be, or damaged
         os.replace(staged, target)
     except OSError:

@@ -89,12 +89,15 @@ def open_features(folder: Path) -> tuple[np.ndarray, list[int]] | None:
         meta = json.loads((folder / _META).read_text())
         size = (folder / _DATA).stat().st_size
         broken = [int(line) for line in (folder / _BROKEN).read_text().split()]
-    except OSError:
+        if size != meta["bytes"]:
+            logging.warning("%s has %d bytes, not %d", folder / _DATA, size, meta["bytes"])
+            return None
+        stored = np.asarray(np.load(folder / _DATA, mmap_mode="r"))
+    except FileNotFoundError:
         return None
-    if size != meta["bytes"]:
-        logging.warning("%s has %d bytes, not %d", folder / _DATA, size, meta["bytes"])
+    except (OSError, ValueError, KeyError) as error:
+        logging.warning("%s cannot be read and is made anew: %s", folder, error)
         return None
-    stored = np.asarray(np.load(folder / _DATA, mmap_mode="r"))
     return (stored.view(ml_dtypes.bfloat16) if stored.dtype == np.uint16 else stored), broken
 
 
@@ -117,25 +120,27 @@ def write_features(
     Raises:
       ConfigError: naming `cached_views`: another process is writing them, or the disk is full.
     """
-    (folder / _META).unlink(missing_ok=True)
-    (folder / _BROKEN).touch()
-    path = folder / _DATA
-    with path.open("r+b" if path.exists() else "w+b") as file:
+    # Opened without being cut: another process may be writing it.
+    with os.fdopen(os.open(folder / _DATA, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process
         except OSError as error:
             raise ConfigError(
                 f"cached_views: another run is writing {folder}; wait until it has"
             ) from error
+        (folder / _META).unlink(missing_ok=True)
+        (folder / _BROKEN).touch()
         done = _whole_rows(file, rows, _STORED[dtype])
         for block in _blocks(encode(done), rows - done):
             stored = block.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
             _append(file, stored.view(_STORED[dtype]), rows)
-        size = file.tell()
-    meta = {"format_version": FORMAT_VERSION, **facts, "rows": rows, "bytes": size}
-    temporary = folder / f"{_META}.{os.getpid()}"
-    temporary.write_text(json.dumps(meta, indent=1) + "\n")
-    temporary.rename(folder / _META)
+        meta = {"format_version": FORMAT_VERSION, **facts, "rows": rows, "bytes": file.tell()}
+        temporary = folder / f"{_META}.{os.getpid()}"
+        with temporary.open("w") as described:
+            described.write(json.dumps(meta, indent=1) + "\n")
+            described.flush()
+            os.fsync(described.fileno())
+        temporary.rename(folder / _META)
 
 
 def note_broken(folder: Path, row: int) -> None:

@@ -181,11 +181,16 @@ def _batches(
         deterministic=True,
     )
     done = done.batch(-(-rows // _TASK)).with_options(_options(threads))
-    for numbers in done.as_numpy_iterator():
-        batch = ready.pop(int(numbers[0]))
-        if batch.error is not None:
-            raise ImageError(str(batch.error)) from batch.error
-        yield batch.pixels
+    made = done.as_numpy_iterator()
+    try:
+        for numbers in made:
+            batch = ready.pop(int(numbers[0]))
+            if batch.error is not None:
+                raise ImageError(str(batch.error)) from batch.error
+            yield batch.pixels
+    finally:
+        del made  # its threads end here
+        ready.clear()  # TensorFlow never lets go of the functions, so they must hold no pixels
 
 
 def _options(threads: int) -> tf.data.Options:

@@ -73,7 +73,10 @@ def cut(pixels: np.ndarray, window: Shape, place: Place | None = None) -> np.nda
     free = pixels.shape[0] - height, pixels.shape[1] - width
     row, column = free[0] // 2, free[1] // 2
     if place is not None:
-        row, column = int(place[0] * (free[0] + 1)), int(place[1] * (free[1] + 1))
+        # A fraction just below 1 is 1 in float32.
+        row, column = (
+            min(int(part * (most + 1)), most) for part, most in zip(place, free, strict=True)
+        )
     return pixels[row : row + height, column : column + width]
 
 

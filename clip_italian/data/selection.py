@@ -1,6 +1,7 @@
 """Step → which records and captions this host shows, in which row, and in which group."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from clip_italian.batch import TokenGroup
 from clip_italian.config import Config
 from clip_italian.data.caption_index import CaptionIndex
-from clip_italian.data.length_groups import LengthPlan, layout, one_group
+from clip_italian.data.length_groups import MULTIPLE, LengthPlan, layout, one_group
 from clip_italian.data.order import Order
 
 # Replacements tried for one position; the second lot where few captions fit.
@@ -105,7 +106,7 @@ class Selection:
         chosen = Chosen(positions[own], places.source[own], places.record[own], captions[own], plan)
         if self._broken:
             most = layout(most, plan, self._shares)[self._own].ravel()
-            chosen = self._without_broken(chosen, most)
+            chosen = self._without_broken(chosen, self._room(lengths[own]), most)
         return chosen
 
     def note_broken(self, source: int, record: int) -> bool:
@@ -145,19 +146,28 @@ class Selection:
         words = (self.order.caption_choice(positions) >> np.uint64(1)).astype(np.int64)
         return _by_source(source, lambda s, at: self.captions[s].choose(record[at], words[at]))
 
-    def _without_broken(self, chosen: Chosen, most: np.ndarray) -> Chosen:
+    def _room(self, lengths: np.ndarray) -> np.ndarray:
+        """Tokens for which the group of a caption of such a length has room, whatever the plan."""
+        return np.minimum(-(-lengths // MULTIPLE) * MULTIPLE, self._overflow.lengths[0])
+
+    def _without_broken(self, chosen: Chosen, room: np.ndarray, most: np.ndarray) -> Chosen:
         record, caption = chosen.record.copy(), chosen.caption.copy()
         for source, broken in self._broken.items():
             bad = np.isin(record, list(broken)) & (chosen.source == source)
             for row in np.flatnonzero(bad):
-                place = (int(chosen.position[row]), source, int(most[row]))
-                record[row], caption[row] = self._replacement(*place)
+                limits = (int(room[row]), int(most[row]))
+                place = (int(chosen.position[row]), source)
+                record[row], caption[row] = self._replacement(*place, limits)
         return dataclasses.replace(chosen, record=record, caption=caption)
 
-    def _replacement(self, position: int, source: int, most: int) -> tuple[int, int]:
-        """Record and caption for a position, the caption of at most so many tokens."""
+    def _replacement(self, position: int, source: int, limits: tuple[int, int]) -> tuple[int, int]:
+        """Record and caption for a position, the caption of at most so many tokens.
+
+        The first limit rests on the position alone. The second, the length of the group, depends
+        on devices and micro-batches too: it counts only if no other caption is as short.
+        """
         broken = list(self._broken[source])
-        for attempts in _ATTEMPTS:
+        for most, attempts in itertools.product(limits, _ATTEMPTS):
             records = self.order.replacement(position, source, attempts)
             some = np.full(len(records), source)
             captions = self._choose(np.full(len(records), position), some, records)
@@ -167,7 +177,7 @@ class Selection:
                 return int(records[good[0]]), int(captions[good[0]])
         raise RuntimeError(
             f"{len(broken)} records cannot be decoded; prepare {self._names[source]!r} again (no "
-            f"other with a caption of at most {most} tokens was found to take their place)"
+            f"other with a caption of at most {limits[-1]} tokens was found to take their place)"
         )
 
 

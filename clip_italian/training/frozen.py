@@ -1,7 +1,8 @@
 """Outputs of frozen towers, computed once: what that takes of a run."""
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -18,6 +19,16 @@ Data = TypeVar("Data")
 
 class Pools(Protocol):
     """A model whose towers can be asked for their pooled outputs."""
+
+    @property
+    def vision_config(self) -> Any:
+        """Hugging Face configuration of the vision tower."""
+        ...
+
+    @property
+    def text_config(self) -> Any:
+        """Hugging Face configuration of the text tower."""
+        ...
 
     def pool_image(self, params: Any, pixel_values: Any) -> Any:
         """Parameters and uint8 [n, height, width, 3] → [n, width]."""
@@ -60,7 +71,10 @@ def with_features(
         pool_image=pooled(model.pool_image),
         pool_text=pooled(model.pool_text),
         frozen_until={name: frozen_until(config, name) for name in towers},
-        fingerprints={name: fingerprint(tower) for name, tower in towers.items()},
+        fingerprints={
+            name: fingerprint(tower, getattr(model, f"{name}_config").to_dict())
+            for name, tower in towers.items()
+        },
         first_step=int(state.step),
     )
 
@@ -70,9 +84,19 @@ def frozen_until(config: Config, group: str) -> int | None:
     return next((phase.start for phase in plan(config)[1] if group in phase.moving), None)
 
 
-def fingerprint(params: Any) -> str:
-    """sha256 (hex) over names, shapes and bytes of a tree of parameters."""
+def fingerprint(params: Any, description: Mapping[str, Any]) -> str:
+    """sha256 (hex) of a frozen tower: names, shapes and bytes of its parameters, and what it is.
+
+    Activation, heads or epsilons are not in the parameters. Of the description everything counts
+    but dropout, which a frozen tower has none of, and where and by which version it was saved.
+    """
     digest = hashlib.sha256()
+    said = {
+        name: value
+        for name, value in description.items()
+        if "drop" not in name and not name.startswith("_") and name != "transformers_version"
+    }
+    digest.update(json.dumps(said, sort_keys=True, default=str).encode())
     for name, value in sorted(traverse_util.flatten_dict(dict(params), sep="/").items()):
         array = np.ascontiguousarray(jax.device_get(value))
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -95,6 +95,15 @@ def test_damage_is_noticed(source, tokenizer, cache, damage):
     assert open_or_build(source, tokenizer, 6, cache).tokens(np.array([0]), 4)[0].sum() == 14
 
 
+def test_an_index_that_another_process_has_made_meanwhile_stays(source, tokenizer, cache):
+    open_or_build(source, tokenizer, 6, cache)
+    (tokens,) = source.folder.glob("derived/*/tokens.bin")
+    before = tokens.stat().st_ino
+    caption_index._build(source, tokenizer, 6, "", tokens.parent)
+    assert tokens.stat().st_ino == before
+    assert [path.name for path in tokens.parent.parent.iterdir()] == [tokens.parent.name]
+
+
 def test_a_build_that_breaks_off_leaves_nothing(source, tokenizer, cache, monkeypatch):
     monkeypatch.setattr(caption_index, "_BLOCK", 1)
     hashes = caption_index._hashes

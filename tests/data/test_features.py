@@ -109,8 +109,25 @@ def test_too_few_rows_are_no_features(tmp_path):
 def test_two_runs_do_not_write_one_file(tmp_path):
     with (tmp_path / "features.npy").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # as another process would hold it
+        file.write(b"begun")
+        file.flush()
         with pytest.raises(ConfigError, match="cached_views: another run is writing"):
             write_features(tmp_path, {}, ROWS, "float32", Encoder())
+        assert (tmp_path / "features.npy").read_bytes() == b"begun"
+    write_features(tmp_path, {}, ROWS, "float32", Encoder())
+    np.testing.assert_array_equal(open_features(tmp_path)[0], values())
+
+
+@pytest.mark.parametrize("damage", ["empty", "no json", "not features"])
+def test_damage_is_mended(tmp_path, damage, caplog):
+    write_features(tmp_path, {}, ROWS, "float32", Encoder())
+    meta, data = tmp_path / "features.json", tmp_path / "features.npy"
+    if damage == "not features":
+        data.write_bytes(bytes(data.stat().st_size))
+    else:
+        meta.write_text("" if damage == "empty" else '{"rows": ')
+    assert open_features(tmp_path) is None
+    assert "cannot be read and is made anew" in caplog.text
     write_features(tmp_path, {}, ROWS, "float32", Encoder())
     np.testing.assert_array_equal(open_features(tmp_path)[0], values())
 

@@ -1,3 +1,4 @@
+import gc
 import io
 import itertools
 
@@ -92,6 +93,20 @@ def test_a_broken_record_is_an_error_of_its_own_step():
     assert len(list(itertools.islice(pixels, 2))) == 2
     with pytest.raises(ImageError, match="no whole picture"):
         next(pixels)
+
+
+def test_batches_read_ahead_are_let_go_when_a_pipeline_ends():
+    def living():
+        gc.collect()
+        return sum(isinstance(one, images._Step) for one in gc.get_objects())
+
+    before, asked = living(), []
+    pixels = images.training_images(
+        reader(4, asked), 0, 4, augment="none", image_size=SIZE, threads=2
+    )
+    next(pixels)
+    pixels.close()
+    assert len(asked) > 1 and living() == before
 
 
 def test_what_reading_raises_is_an_error_of_its_own_step():

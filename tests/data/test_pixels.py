@@ -79,6 +79,8 @@ def test_windows_are_cut_where_they_are_placed():
     np.testing.assert_array_equal(pixels.cut_square(picture, (0, 0)), picture[:, :5])
     np.testing.assert_array_equal(pixels.cut_square(picture, (0.9, 0.999)), picture[:, 3:])
     np.testing.assert_array_equal(pixels.cut(picture, (2, 3), (0.5, 0.5)), picture[2:4, 3:6])
+    last = np.float32(1 - 2**-26)  # rounds to 1
+    np.testing.assert_array_equal(pixels.cut(picture, (2, 3), (last, last)), picture[3:, 5:])
 
 
 @pytest.mark.parametrize("side", [24, 32, 48, 64, 100])

@@ -100,7 +100,7 @@ def test_a_batch_must_split(select):
         select(shares=1, process_count=2)
 
 
-def test_a_replacement_fits_the_group_of_its_row(select):
+def test_a_replacement_fits_where_the_broken_caption_was(select):
     before, after = select(shares=4), select(shares=4)
     broken = [n for n in range(NUMBERED) if n % 3 == 0]
     for record in broken:
@@ -116,14 +116,33 @@ def test_a_replacement_fits_the_group_of_its_row(select):
         np.testing.assert_array_equal(new.record[~bad], old.record[~bad])
         assert not np.isin(new.record, broken).any()
         np.testing.assert_array_equal(by_share(after.text(new), 4), new.record)
-        per_share = np.repeat(new.plan.lengths, np.array(new.plan.rows) // 4)
-        most = np.tile(per_share, 4)
+        own = captions.lengths(old.caption)
+        most = [min(length + -length % 4, 20) for length in own]  # groups are multiples of 4
         for row in np.flatnonzero(bad):
             tried = [order.replacement(new.position[row], 0, n) for n in range(100)]
             good = [n for n in tried if n not in broken and captions.lengths(n) <= most[row]]
             assert new.record[row] == good[0]
         replaced += bad.sum()
     assert replaced > 20
+
+
+def test_replacements_rest_on_the_position_alone(select):
+    plans = (LengthPlan((12, 20), (8, 8)), LengthPlan((16, 20), (8, 8)), LengthPlan((20,), (16,)))
+    shown = []
+    for plan, shares in zip(plans, (1, 4, 2), strict=True):
+        selection = select(plan, shares=shares)
+        for record in range(0, NUMBERED, 2):
+            selection.note_broken(0, record)
+        found = [selection.at(step) for step in STEPS]
+        by_position = {
+            position: (record, caption)
+            for chosen in found
+            for position, record, caption in zip(
+                chosen.position, chosen.record, chosen.caption, strict=True
+            )
+        }
+        shown.append(by_position)
+    assert shown[0] == shown[1] == shown[2]
 
 
 def test_too_few_sound_records_are_an_error(select):
