@@ -8,7 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import gpu, measure, peers_2021, scaling, sections, startup, train_step, workload
+from benchmarks import (
+    gpu,
+    layer,
+    measure,
+    peers_2021,
+    scaling,
+    sections,
+    startup,
+    train_step,
+    workload,
+)
 
 
 def test_turns_alternate_and_the_median_is_of_its_clock():
@@ -210,3 +220,11 @@ def test_pytorch_computes_the_same_loss_and_the_same_step(ours):
     losses = [theirs(placed[i % 2]) for i in range(4)]
     assert losses == pytest.approx([mine() for _ in range(4)], rel=1e-4)
     assert losses[3] < losses[0]
+
+
+@pytest.mark.slow
+def test_forms_of_a_layer_agree():
+    steps, sums = layer.contestants(1, "float32")
+    assert list(steps) == list(sums) and len(steps) == 5
+    for part in layer._parts(sums):
+        measure.check_equal(part, 1e-4)
