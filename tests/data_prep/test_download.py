@@ -77,7 +77,7 @@ def _info(address, port):
 
 
 def options(**changes):
-    return DownloadOptions(**{"allow_networks": LOOPBACK, "timeout": 5.0, **changes})
+    return DownloadOptions(**{"allow_networks": LOOPBACK, "timeout": 30.0, **changes})
 
 
 def fetch(urls, **changes):
