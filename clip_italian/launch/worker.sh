@@ -83,7 +83,8 @@ probe() {
   fi
 }
 
-# follow N LINE: the log from that line on, each line with its number, until the attempt ends.
+# follow N LINE: the log from that line on, each line with its number, until the attempt ends. The
+# lines before it have been written: those that come while it looks are not skipped.
 follow() {
   local folder=attempts/$1 number=$2 line
   [ -f "$folder/log" ] || return 0 # it never started here

@@ -77,5 +77,8 @@ def test_a_shutdown_lets_the_training_save_and_keeps_its_status(worker, tmp_path
 
 
 def test_the_log_is_followed_from_a_line_on_with_its_last_line_whole(worker, tmp_path):
-    worker("start", "1", "bash", "-c", "echo a; printf 'b\\tc\\n\\n'; sleep 0.2; printf end")
+    worker(
+        "start", "1", "bash", "-c", "echo a; touch up; printf 'b\\tc\\n\\n'; sleep 0.2; printf end"
+    )
+    wait_for(tmp_path / "up")
     assert worker("follow", "1", "2") == "2\tb\tc\n3\t\n4\tend\n"
