@@ -9,7 +9,7 @@ FAKE_CLOUD names the folder. In it, `calls.jsonl` gets every call, `world.json` 
   faults: each happens once, in this order, to a call whose words hold `match`; it then prints
     `stderr` and ends with `exit`. `after`: once it has worked. `lines`: after so many lines of
     output; `repeat`: and gcloud itself tries once more. `then`: the machines go away, and this
-    file changes so.
+    file changes so (`deleted`: the request too).
 
 ssh commands really run, in bash; `uv` there is the shell function below.
 """
@@ -182,6 +182,8 @@ def main() -> None:
 def finish(fault: dict) -> None:
     if "then" in fault:
         change(**fault["then"])
+        if load().get("deleted"):
+            os.unlink(f"{CLOUD}/request")
         wipe()
     fail(fault.get("stderr", ""), fault.get("exit", 1))
 

@@ -150,6 +150,38 @@ def test_one_failed_worker_is_a_failure(cloud):
     assert cloud.launch(failures=0) == 1
 
 
+def test_workers_that_still_run_after_the_first_has_failed_are_stopped(cloud, monkeypatch):
+    monkeypatch.setattr(gcloud, "STATUS_SECONDS", 0)
+    cloud.arrange(workers=2, exits="1")
+    script = cloud.folder / "training.sh"
+    script.write_text(script.read_text().replace("exit ", "[[ $HOME == *-1 ]] && sleep 60; exit "))
+    assert cloud.launch(failures=0) == 1
+    assert cloud.steps()[-2:] == ["status", "stop"]
+    assert "exit status running" in cloud.text
+    assert (cloud.folder / "worker-1/clip_italian/attempts/1/status").exists()
+
+
+def test_a_request_that_somebody_deleted_is_not_made_again(cloud):
+    deleted = {"match": "follow", "then": {"deleted": True}}
+    cloud.arrange(exits="hang", faults=[deleted])
+    assert cloud.launch() == 1
+    assert cloud.steps().count("queued-resources create") == 1
+    assert "was deleted; it is not made again" in cloud.text
+
+
+def test_control_c_leaves_the_training_alone_and_says_what_it_costs(cloud):
+    def interrupt(line):
+        cloud.said.append(line)
+        if line == "| run 1, step 2":
+            raise KeyboardInterrupt
+
+    cloud.say = interrupt
+    assert cloud.launch(delete=True) == 130
+    assert cloud.steps()[-1] == "follow"
+    assert "goes on, and costs money" in cloud.text
+    assert "queued-resources delete run7" in cloud.said[-1]
+
+
 @pytest.mark.parametrize("repeat", [False, True])
 def test_a_dropped_connection_loses_and_repeats_no_line(cloud, repeat):
     drop = {"match": "follow 1 1", "lines": 2, "repeat": repeat, "exit": 1, "stderr": BROKEN}
