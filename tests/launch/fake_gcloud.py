@@ -18,6 +18,7 @@ import json
 import os
 import sys
 from glob import glob
+from typing import NoReturn
 
 CLOUD = os.environ["FAKE_CLOUD"]
 UV = r"""
@@ -54,7 +55,7 @@ def change(**fields) -> None:
     write("world.json", json.dumps(load() | fields))
 
 
-def fail(message: str, status: int = 1):
+def fail(message: str, status: int = 1) -> NoReturn:
     print(message, file=sys.stderr)
     sys.exit(status)
 
@@ -107,7 +108,8 @@ def request(verb: str) -> None:
 
 def homes(words: list[str]) -> list[str]:
     worker = next(word for word in words if word.startswith("--worker=")).partition("=")[2]
-    return sorted(glob(f"{CLOUD}/worker-{'*' if worker == 'all' else worker}"))
+    found = sorted(glob(f"{CLOUD}/worker-{'*' if worker == 'all' else worker}"))
+    return found or fail("ERROR: there is no such machine")
 
 
 def ssh(words: list[str], stdin: str, fault: dict) -> None:

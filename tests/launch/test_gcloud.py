@@ -1,5 +1,7 @@
 """The commands themselves, and how answers are read; nothing is run."""
 
+import dataclasses
+
 import pytest
 
 from clip_italian.config import ConfigError
@@ -18,7 +20,9 @@ JOB = options.Tpu(
 )
 
 
-def test_create_asks_for_a_spot_queued_resource():
+def test_create_asks_for_a_queued_resource_and_for_spot_machines_when_told():
+    plain = gcloud.create(dataclasses.replace(JOB, spot=False))
+    assert "--spot" not in plain.words
     assert str(gcloud.create(JOB)) == (
         "gcloud compute tpus queued-resources create run7 --node-id=run7 "
         "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot "
@@ -34,13 +38,13 @@ def test_the_training_gets_its_places_and_further_flags():
 
 
 def test_tokens_go_to_one_worker_at_a_time_and_are_in_no_word():
-    commands = gcloud.prepare(JOB, 4, {"HF_TOKEN": "it's"})
+    commands = gcloud.prepare(JOB, 4, {"HF_TOKEN": "canary's"})
     with_tokens = [command for command in commands if command.stdin]
     assert [word for one in with_tokens for word in one.words if "worker=" in word] == [
         f"--worker={number}" for number in range(4)
     ]
-    assert with_tokens[0].stdin == "HF_TOKEN='it'\"'\"'s'\n# end\n"
-    assert "it'" not in "".join(map(str, commands)) + repr(commands)
+    assert with_tokens[0].stdin == "HF_TOKEN='canary'\"'\"'s'\n# end\n"
+    assert "canary" not in "".join(map(str, commands)) + repr(commands)
     assert not any(command.stdin for command in gcloud.prepare(JOB, 4, {}))
 
 
