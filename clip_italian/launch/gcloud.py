@@ -153,17 +153,17 @@ def machine_standing(state: str) -> Standing:
     return "gone" if state in GONE_MACHINE else "waiting"
 
 
-def verdict(exits: Sequence[str]) -> Verdict:
+def verdict(exits: Sequence[str], workers: int) -> Verdict:
     """What the exit statuses of all workers mean together.
 
-    75 (EX_TEMPFAIL) says: preempted, saved, start me again. A worker whose status is lost was shut
-    down before it could write one.
+    75 (EX_TEMPFAIL) says: preempted, saved, start me again. A worker whose status is lost, or
+    that did not answer, was shut down before it could write one.
     """
     if "2" in exits:
         return "config"
-    if "75" in exits or "lost" in exits:
+    if "75" in exits or "lost" in exits or len(exits) < workers:
         return "preempted"
-    return "done" if exits and set(exits) == {"0"} else "failed"
+    return "done" if set(exits) == {"0"} else "failed"
 
 
 def _tpus(job: Tpu, *words: str) -> Command:

@@ -104,9 +104,6 @@ class _Launch:
                 return
             minutes = (self._runner.clock() - began) / 60
             self._runner.say(f"{self._job.name}: {account}; {minutes:.0f} minutes so far")
-            if standing in ("absent", "gone"):
-                self._prepared = self._running = False
-                self._attempt = 0
             if self._runner.clock() >= deadline:
                 self.delete()  # or it is granted when nobody looks
                 raise LaunchError(
@@ -230,8 +227,7 @@ class _Launch:
         if "running" in exits:  # one worker has ended, others wait for it
             self._runner.do(gcloud.stop(self._job, self._attempt))
         self._running = False
-        exits += ["lost"] * (self._workers - len(exits))
-        return gcloud.verdict(exits)
+        return gcloud.verdict(exits, self._workers)
 
     def _take_line(self, line: str) -> None:
         """Shows a line of the log once, whatever gcloud repeats after a broken connection."""

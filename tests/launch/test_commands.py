@@ -56,6 +56,7 @@ def test_launch_from_the_command_line(cloud, capsys, monkeypatch):
     [
         (["gpu"], "only tpu is known"),
         (["tpu", "--data", "gs://b/r", "--", "--workdir=gs://b/x"], "--workdir after --"),
+        (["tpu", "--data", "gs://b/r", "--workdir", "runs/7"], "give gs://"),
     ],
 )
 def test_wrong_words(cloud, words, said, capsys):
