@@ -1,6 +1,7 @@
 """The `clip-italian` command: one sub-command for each part of the work."""
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ commands:
   evaluate  models on retrieval, zero-shot and other sets → a report (clip-italian evaluate --help)
   compare   reports of two models, or of several seeds (clip-italian compare --help)
   export    a model → a folder that others can load, and the hub (clip-italian export --help)
+  launch    train on Cloud TPU VMs (clip-italian launch tpu --help)
 """
 
 
@@ -156,12 +158,20 @@ def export(words: Sequence[str]) -> int:
     return 0
 
 
+def launch(words: Sequence[str]) -> int:
+    """`clip-italian launch tpu ...`."""
+    from clip_italian.launch import commands
+
+    return commands.run(words, functools.partial(print, flush=True))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "prepare": prepare,
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
     "export": export,
+    "launch": launch,
 }
 
 if __name__ == "__main__":

@@ -242,6 +242,12 @@ def test_all_else_but_the_pipeline_imports_without_extras():
     import_without(EXTRAS, [name for name in MODULES if within(name, rooms)])
 
 
+def test_launch_imports_without_jax():
+    room = [name for name in MODULES if within(name, ["clip_italian.launch"])]
+    assert "clip_italian.launch.tpu" in room
+    import_without((*EXTRAS, "jax", "jaxlib", "flax", "transformers"), [*room, "clip_italian.cli"])
+
+
 @pytest.fixture(scope="module")
 def project_files() -> list[Path]:
     """Files that git tracks or would add."""
