@@ -7,8 +7,9 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-MAX_BYTES = 20 * 1000 * 1000
-MAX_PIXELS = 50 * 1000 * 1000
+from clip_italian.data.records import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+
+MAX_BYTES, MAX_PIXELS = MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 _ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -62,6 +63,8 @@ def prepare_image(data: bytes, filters: ImageFilters = DEFAULT) -> PreparedImage
         warnings.simplefilter("ignore")  # PIL warns about odd metadata and sizes we check below
         try:
             image = Image.open(io.BytesIO(data))  # reads the header only
+        except Image.DecompressionBombError:  # PIL's own limit, 179 megapixels
+            return "too many pixels"
         except Exception:  # parsers of hostile bytes raise nearly anything
             return "not an image"
         shorter, longer = sorted(image.size)

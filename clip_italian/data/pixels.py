@@ -3,12 +3,16 @@
 OpenCV does the work, in a tenth to a half of the time that TensorFlow's own operations take.
 """
 
+import io
 import struct
+import warnings
 from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from clip_italian.data.records import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 
 cv2.setNumThreads(1)  # pictures are worked on side by side; more threads would only disturb
 
@@ -33,9 +37,15 @@ def decode(
     pixels for each one it makes.
 
     Raises:
-      ImageError: the picture is no whole one.
+      ImageError: the picture is no whole one, or larger than `MAX_IMAGE_BYTES` or
+        `MAX_IMAGE_PIXELS`.
     """
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ImageError(f"{len(data):,} bytes; at most {MAX_IMAGE_BYTES:,} are read")
     shape = jpeg_shape(data)
+    height, width = shape or _header_shape(data)
+    if height * width > MAX_IMAGE_PIXELS:
+        raise ImageError(f"{width:,} × {height:,} pixels; at most {MAX_IMAGE_PIXELS:,} are read")
     times = min(window(shape)) // least if shape else 1
     how = next(flag for factor, flag in _SCALES if times >= factor)
     try:
@@ -45,6 +55,17 @@ def decode(
     if pixels is None:
         raise ImageError(f"{len(data)} bytes that begin with {data[:8]!r} are no whole picture")
     return pixels
+
+
+def _header_shape(data: bytes) -> Shape:
+    """Height and width as any other header states them."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except Exception as error:  # parsers of hostile bytes raise nearly anything
+        raise ImageError(
+            f"{len(data)} bytes that begin with {data[:8]!r} are no whole picture: {error}"
+        ) from error
 
 
 # Times by which a picture may be reduced → OpenCV's flag; the coloured names of these mean BGR.

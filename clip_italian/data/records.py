@@ -30,6 +30,9 @@ from clip_italian.data.shards import RecordFile, write_shards
 FORMAT_VERSION = 1
 INDEX_FILE = "records.json"
 SPLITS = ("train", "validation")
+# Of one encoded picture, anywhere: a few kilobytes can hold 400 megapixels.
+MAX_IMAGE_BYTES = 20 * 1000 * 1000
+MAX_IMAGE_PIXELS = 50 * 1000 * 1000
 
 # Google's protocol buffer code makes its classes at run time, where no type checker sees them.
 _Example: Any = vars(tf_example_generated_pb2)["Example"]

@@ -1,4 +1,6 @@
 import io
+import resource
+import time
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from PIL import Image, ImageOps
 
 from clip_italian.data import augment, pixels
 from tests.data.conftest import jpeg, smooth_image
+from tests.pictures import png_bomb
 
 
 def shift(x, y):
@@ -57,6 +60,23 @@ def test_only_large_jpegs_are_decoded_at_reduced_size():
 def test_what_is_no_picture_is_an_error(data):
     with pytest.raises(pixels.ImageError):
         pixels.decode(data, 8)
+
+
+def test_a_bomb_is_refused_from_its_header(monkeypatch):
+    bombs = [png_bomb(), png_bomb(8_000, 7_000)]  # beyond PIL's own limit, and below it
+    jpeg_bomb = bytearray(jpeg(smooth_image(0)))
+    place = jpeg_bomb.index(b"\xff\xc0") + 5
+    jpeg_bomb[place : place + 4] = b"\x1f\xff\x1f\xff"  # height and width: 67 megapixels
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for data in (*bombs, bytes(jpeg_bomb)):
+        began = time.perf_counter()
+        with pytest.raises(pixels.ImageError, match="pixels"):
+            pixels.decode(data, 32)
+        assert time.perf_counter() - began < 0.05
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
+    monkeypatch.setattr(pixels, "MAX_IMAGE_BYTES", len(bombs[0]) - 1)
+    with pytest.raises(pixels.ImageError, match="at most .* are read"):
+        pixels.decode(bombs[0], 32)
 
 
 def test_a_cut_off_picture_is_an_error():

@@ -1,4 +1,5 @@
 import io
+import time
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from PIL import Image
 
 from data_prep import images
 from data_prep.images import ImageFilters, difference_hash, prepare_image
+from tests.pictures import png_bomb
 
 
 def encoded(image, kind="PNG", **options):
@@ -109,6 +111,12 @@ def test_a_bomb_is_refused_from_its_header(monkeypatch):
     assert len(data) < 20_000
     monkeypatch.setattr(images, "_prepare", refuse)
     assert prepare_image(data) == "too many pixels"
+    # And beyond the limit of PIL's own, 400 megapixels in 48 kilobytes.
+    bomb = png_bomb()
+    assert len(bomb) < 50_000
+    began = time.perf_counter()
+    assert prepare_image(bomb) == "too many pixels"
+    assert time.perf_counter() - began < 0.05
 
 
 def test_the_hash_survives_resizing_and_tells_pictures_apart():
