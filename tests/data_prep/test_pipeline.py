@@ -20,6 +20,7 @@ from data_prep.options import DecideOptions, Options, Steps
 from data_prep.pipeline import prepare
 from data_prep.tables import Parquet
 from data_prep.translate import TranslateOptions
+from tests.pictures import png_bomb
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -197,6 +198,48 @@ def test_bad_pictures_stop_the_work_and_the_flag_allows_them(run, tmp_path, root
         (root / f"{number}.png").write_bytes(picture(number))
     summary = run(lines, run={"retry_failed": True}, decide={"validation_share": 0.0})
     assert summary.facts["records"]["train"] == 22
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_one_picture_in_a_hundred_of_every_bad_kind(run, tmp_path, root):
+    whole = Image.open(io.BytesIO(picture(900)))
+    frames = [Image.open(io.BytesIO(picture(number))) for number in (901, 902)]
+    odd = {
+        "cut.jpg": (encoded(whole, "JPEG")[:-200], "broken image"),
+        "page.jpg": (b"<html>404</html>", "not an image"),
+        "empty.jpg": (b"", "not an image"),
+        "bomb.png": (png_bomb(), "too many pixels"),
+        "one.png": (encoded(Image.new("RGB", (1, 1)), "PNG"), None),
+        "moves.gif": (encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), None),
+        "ink.jpg": (encoded(Image.open(io.BytesIO(picture(903))).convert("CMYK"), "JPEG"), None),
+        "deep.png": (encoded(Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 999),
+                             "PNG"), None),
+    }  # fmt: skip
+    lines = []
+    for number in range(800):
+        name = f"{number}.png"
+        if number % 100 == 50:
+            name, (data, _) = list(odd.items())[number // 100]
+            (root / name).write_bytes(data)
+        else:
+            (root / name).write_bytes(picture(number))
+        lines.append({"image": name, "captions": [f"un gatto numero {number}"]})
+    options = {"run": {"rows_per_shard": 400}, "decide": {"near_duplicates": 0}}
+    summary = run(lines, **options)
+    expected = {"broken image": 1, "not an image": 2, "too many pixels": 1}
+    assert funnel(summary)["pictures"]["rejected_rows"] == expected
+    assert sum(summary.facts["records"].values()) == 796
+    folder = tmp_path / "out" / "gatti" / "rejects"
+    rejects = [json.loads(text) for p in folder.iterdir() for text in p.read_text().splitlines()]
+    assert sorted((one["line"], one["reason"]) for one in rejects) == [
+        (51 + 100 * place, reason)
+        for place, (_, reason) in enumerate(odd.values()) if reason is not None
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("lines", [["{"], [{"image": "0.png", "captions": ["x"]}]])
