@@ -223,7 +223,8 @@ def test_other_processes_take_the_answer_of_process_0(workdir, monkeypatch):
     monkeypatch.setattr(checkpoint.multihost_utils, "broadcast_one_to_all", broadcast)
     monkeypatch.setattr(checkpoint, "jax", SimpleNamespace(process_index=lambda: 1))
     checkpoints = Checkpoints.__new__(Checkpoints)
-    checkpoints.folder, checkpoints.__dict__["_manager"] = epath.Path(workdir), None
+    checkpoints.folder = epath.Path(workdir) / "checkpoints"
+    checkpoints.__dict__["_manager"] = None
     assert checkpoints.latest_step() == 8
     assert told == [-1] and steps_in(workdir / "checkpoints") == [4, 8, 12]
 
