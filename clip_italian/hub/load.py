@@ -33,6 +33,7 @@ from clip_italian.evaluation.encoders import (
 from clip_italian.model import dual_encoder
 from clip_italian.model.model import Model
 from clip_italian.model.towers import build
+from clip_italian.training import saved
 from clip_italian.training.checkpoint import FORMAT_VERSION, describe
 from clip_italian.training.parallel import make_parallel
 
@@ -110,12 +111,12 @@ def load_run(path: str, *, tokenizer: str = "") -> LoadedModel:
     The run's `config.py` is Python and is executed: load a run only if you trust who made it.
 
     Args:
-      path: run folder, for its newest checkpoint; `FOLDER@best` for the best one by its
+      path: run folder, for its newest whole checkpoint; `FOLDER@best` for the best one by its
         `best_metric`; `FOLDER@STEP` or `FOLDER/checkpoints/STEP` for that one.
       tokenizer: hub id or folder to take in place of the one that the config names.
 
     Raises:
-      ConfigError: something is missing, is of a newer version, or does not belong together.
+      ConfigError: something is missing, damaged, of a newer version, or does not belong together.
     """
     folder, choice = split_run(path)
     config = flags.load(str(Path(folder, "config.py")))
@@ -144,12 +145,15 @@ def _restore(
     place = epath.Path(folder).resolve() / "checkpoints"
     if not place.is_dir():
         raise ConfigError(f"{folder} holds no folder `checkpoints`; name the folder of a run")
-    # Neither makes nor cleans up anything: the run may still be training and writing here.
-    options = ocp.CheckpointManagerOptions(create=False, cleanup_tmp_directories=False)
+    step = _choose(place, folder, choice, config.eval.best_metric)
+    # Neither makes nor cleans up anything: the run may still be training and writing here. Nor
+    # does it read the metrics of other steps, which may be damaged.
+    options = ocp.CheckpointManagerOptions(
+        create=False, cleanup_tmp_directories=False, lightweight_initialize=True
+    )
     with ocp.CheckpointManager(place, options=options) as manager:
-        step = _choose(manager, folder, choice, config.eval.best_metric)
-        saved = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-        _check(saved, config, f"{folder}, step {step}")
+        run = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        _check(run, config, f"{folder}, step {step}")
         leaf = ocp.RestoreArgs(restore_type=np.ndarray)
         part = "ema" if config.optim.ema_decay else "params"
         wanted = ocp.args.PyTreeRestore(
@@ -161,22 +165,30 @@ def _restore(
     return step, state[part]
 
 
-def _choose(manager: ocp.CheckpointManager, folder: str, choice: str, metric: str) -> int:
-    steps = sorted(manager.all_steps())
+def _choose(place: epath.Path, folder: str, choice: str, metric: str) -> int:
+    """The step, whose files are as they were saved: asked for none, the newest of which that holds.
+
+    A damaged one that was asked for is an error: another one would pass for it.
+    """
+    steps = saved.steps(place)
     if choice == "best":
-        scored = [
-            (values[metric], step)
-            for step in steps
-            if (values := manager.metrics(step)) and metric in values
-        ]
-        if not scored:
+        for step in steps:
+            saved.check(place, step, quick=True)  # whose metrics decide
+        found = saved.best(place, metric)
+        if found is None:
             raise ConfigError(f"{folder}: no checkpoint has been evaluated by {metric!r}")
-        return max(scored)[1]
+        choice = str(found[0])
     if not steps:
         raise ConfigError(f"{folder} holds no whole checkpoint yet")
-    step = int(choice) if choice else steps[-1]
+    if not choice:
+        newest, damaged = saved.newest_whole(place)
+        if newest is None:
+            raise ConfigError(f"all checkpoints of {folder} are DAMAGED: steps {sorted(damaged)}")
+        return newest
+    step = int(choice)
     if step not in steps:
         raise ConfigError(f"{folder} holds no checkpoint of step {step}; it has {steps}")
+    saved.check(place, step)
     return step
 
 

@@ -1,18 +1,29 @@
 """Checkpoints: the whole state, what it belongs to, and which ones are kept (Orbax)."""
 
+import contextlib
 import dataclasses
+import errno
+import functools
 import json
 import logging
-from collections.abc import Mapping
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from clip_italian.config import Config, ConfigError, identity, leaves
+from clip_italian.training import manifest, saved
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no manifest
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NONE, _ALL_DAMAGED = -1, -2  # in place of a step
 logger = logging.getLogger(__name__)
 
 
@@ -72,29 +83,42 @@ def _parts(state: Any) -> dict[str, Any]:
     return {name: part for name, part in state._asdict().items() if part is not None}
 
 
+class SaveError(ConfigError):
+    """A checkpoint could not be written; the message names the folder and what it needs."""
+
+
 class Checkpoints:
     """The checkpoints of one run folder, written asynchronously to `<workdir>/checkpoints/<step>`.
 
-    Keeps the latest `keep_checkpoints` and the best one by `best_metric` (higher is better).
+    Keeps the latest `keep_checkpoints` and the best one by `best_metric` (higher is better). Each
+    is sealed (see `manifest`) before it counts, and what an earlier save left unfinished is deleted
+    once the folder is used.
     """
 
     def __init__(self, config: Config, data_fingerprint: str):
-        """Opens or makes the folder of a resolved config's run on these data."""
-        workdir, policies = config.train.workdir, ocp.checkpoint_managers
-        best_metric = config.eval.best_metric
+        """Of a resolved config's run on these data; touches no file."""
+        workdir = config.train.workdir
         self._description = describe(config, data_fingerprint)
-        self.folder = epath.Path(workdir) / "checkpoints"
-        self._best_metric = best_metric
+        folder = epath.Path(workdir) / "checkpoints"
+        self.folder = folder if "://" in workdir else folder.resolve()
+        self._best_metric = config.eval.best_metric
+        self._keep = config.train.keep_checkpoints
+        self._step, self._saving = -1, "checkpoints"  # what is being written, as a message says it
+
+    # Made late: it cannot be made over a damaged file of metrics, which `latest_step` sets aside.
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        policies = ocp.checkpoint_managers
 
         def score(metrics: Mapping[str, float]) -> float:
-            return metrics[best_metric]
+            return metrics[self._best_metric]
 
-        self._manager = ocp.CheckpointManager(
-            self.folder.resolve() if "://" not in workdir else self.folder,
+        return ocp.CheckpointManager(
+            self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
-                        policies.LatestN(config.train.keep_checkpoints),
+                        policies.LatestN(self._keep),
                         policies.BestN(
                             get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
                         ),
@@ -102,42 +126,106 @@ class Checkpoints:
                 ),
                 best_fn=score,  # Only with it are metrics written at all.
                 cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             ),
         )
 
+    def _seal(self) -> None:
+        """Called on process 0 when the files of all are there and it does not count yet."""
+        # A local folder has not its final name; a remote one has it, and is not marked as whole.
+        unfinished = list(self.folder.glob(f"{self._step}.orbax-checkpoint-tmp*"))
+        for folder in unfinished or [self.folder / str(self._step)]:
+            manifest.write(folder)
+
     def latest_step(self) -> int | None:
-        """The newest whole checkpoint, or None."""
-        return self._manager.latest_step()
+        """The newest checkpoint whose files are as they were saved, or None if there is none.
+
+        Damaged ones are moved to `damaged/` in the run folder, with a warning. Process 0 decides
+        for all.
+
+        Raises:
+          ConfigError: there are checkpoints, and all of them are damaged. They stay where they are,
+            so that no later start begins anew either.
+        """
+        found = self._newest_whole() if jax.process_index() == 0 else _NONE
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        if step == _ALL_DAMAGED:
+            raise ConfigError(
+                f"workdir: all checkpoints in {self.folder} are damaged; copy one of them again "
+                "from where it is whole, or give another --workdir to start anew"
+            )
+        with self._explaining():
+            _ = self._manager  # makes the folder; deletes what an earlier save left unfinished
+        return None if step == _NONE else step
+
+    def _newest_whole(self) -> int:
+        step, damaged = saved.newest_whole(self.folder, older=True)
+        if step is None:
+            return _ALL_DAMAGED if damaged else _NONE
+        for bad in damaged:
+            aside = self.folder.parent / "damaged" / f"{bad}-{time.time_ns()}"
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / str(bad)).rename(aside)
+            logger.warning("the checkpoint of step %d lies in %s now", bad, aside)
+        return step
 
     def best(self) -> tuple[int, float] | None:
         """(step, value) of the best checkpoint by the metric, or None if none was evaluated."""
-        self._manager.wait_until_finished()
-        scored = [
-            (metrics[self._best_metric], step)
-            for step in self._manager.all_steps()
-            if (metrics := self._manager.metrics(step)) and self._best_metric in metrics
-        ]
-        if not scored:
-            return None
-        value, step = max(scored)
-        return step, value
+        with self._explaining():
+            self._manager.wait_until_finished()
+        return saved.best(self.folder, self._best_metric)
 
     def save(self, state: Any, metrics: Mapping[str, float] | None) -> None:
-        """Starts to save `state` at its own step; its structure is that of its step's phase."""
+        """Starts to save `state` at its own step; its structure is that of its step's phase.
+
+        Raises:
+          SaveError: this save or the one before it failed: no room, no permission, ...
+        """
         chosen = (metrics or {}).get(self._best_metric)
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_parts(state)), run=ocp.args.JsonSave(self._description)
-            ),
-            metrics=None if chosen is None else {self._best_metric: float(chosen)},
-        )
+        with self._explaining():
+            self._manager.wait_until_finished()
+            self._step = int(state.step)
+            self._saving = f"the checkpoint of step {self._step}, which needs {self._room(state)}"
+            self._manager.save(
+                self._step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_parts(state)),
+                    run=ocp.args.JsonSave(self._description),
+                ),
+                metrics=None if chosen is None else {self._best_metric: float(chosen)},
+            )
+
+    def _room(self, state: Any) -> str:
+        """Bytes of a state and, where that can be said, bytes free."""
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        with contextlib.suppress(OSError):  # a bucket has no end
+            return f"about {size:,} bytes ({shutil.disk_usage(self.folder).free:,} were free)"
+        return f"about {size:,} bytes"
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Errors of the file system, late ones of asynchronous saves too, say what could be done.
+
+        TensorStore's are `ValueError`s that carry the system's number in their text.
+        """
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            number = re.search(r"os_error_code='(\d+)'", str(error))
+            code = int(number[1]) if number else getattr(error, "errno", None)
+            if code is None:
+                raise
+            hint = "make room" if code in _FULL else "mend that"
+            raise SaveError(
+                f"workdir: {self.folder} does not take {self._saving}: {error}; "
+                f"{hint} and start again: earlier checkpoints are whole"
+            ) from error
 
     def check_same_run(self, step: int) -> None:
         """Raises `ConfigError` if the checkpoint at `step` belongs to another run."""
         args = ocp.args.Composite(run=ocp.args.JsonRestore())
-        saved = self._manager.restore(step, args=args)["run"]
-        check_same_run(saved, self._description, str(self.folder))
+        run = self._manager.restore(step, args=args)["run"]
+        check_same_run(run, self._description, str(self.folder))
 
     def restore(self, step: int, like: Any) -> Any:
         """The state at `step`; `like` gives structure, shapes, dtypes and layout of each leaf."""
@@ -145,6 +233,15 @@ class Checkpoints:
         return type(like)(**self._manager.restore(step, args=args)["state"])
 
     def close(self) -> None:
-        """Waits until the last save is whole."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until the last save is whole.
+
+        Raises:
+          SaveError: it failed.
+        """
+        if "_manager" not in self.__dict__:
+            return
+        with self._explaining():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()

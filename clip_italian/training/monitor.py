@@ -217,4 +217,6 @@ def _drop_lines_after(path: epath.Path, step: int) -> None:
         with contextlib.suppress(json.JSONDecodeError):
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-    path.write_text("".join(kept))
+    whole = path.with_name(f"{path.name}.tmp")  # no kill, and no full disk, costs earlier lines
+    whole.write_text("".join(kept))
+    whole.replace(path)

@@ -5,11 +5,13 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from PIL import Image
 
 from clip_italian import flags
@@ -17,7 +19,8 @@ from clip_italian.batch import TokenGroup
 from clip_italian.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig, resolve
 from clip_italian.hub.load import RunEncoder, load_run
 from clip_italian.model.towers import build
-from clip_italian.training.checkpoint import Checkpoints
+from clip_italian.training import manifest
+from clip_italian.training.checkpoint import FORMAT_VERSION, Checkpoints
 from clip_italian.training.step import TrainState
 from tests.data.conftest import make_tokenizer
 from tests.model.checkpoints import assert_equal_trees, random_like
@@ -135,14 +138,14 @@ def test_a_relative_tokenizer_is_found_from_where_training_was_started(run, tmp_
     assert load_run(str(moved)).step == 6
 
 
-def rewrite(moved, folder, name, value, version=1):
-    """Gives `moved` checkpoints of its own, links but for what they say of the run."""
+def rewrite(moved, folder, name, value, version=FORMAT_VERSION):
+    """Gives `moved` checkpoints of its own, links but for what they say of the run, and sealed."""
     (moved / "checkpoints").unlink(missing_ok=True)
     for step in ("2", "4", "6"):
         target = moved / "checkpoints" / step
         target.mkdir(parents=True)
         for path in (folder / "checkpoints" / step).iterdir():
-            if path.name != "run":
+            if path.name not in ("run", manifest.NAME):
                 os.symlink(path, target / path.name)
         (target / "run").mkdir()
         for path in (folder / "checkpoints" / step / "run").iterdir():
@@ -153,13 +156,15 @@ def rewrite(moved, folder, name, value, version=1):
                 said["format_version"] = version
                 text = json.dumps(said)
             (target / "run" / path.name).write_text(text)
+        manifest.write(epath.Path(target))
 
 
 @pytest.mark.parametrize(
     ("name", "value", "version", "message"),
     [
-        ("max_length", 16, 1, "does not belong to the config.py beside it: max_length differ"),
-        ("steps", 7, 2, "written by a newer version .checkpoint format 2, .* up to 1"),
+        ("max_length", 16, 2, "does not belong to the config.py beside it: max_length differ"),
+        ("steps", 7, 3, "written by a newer version .checkpoint format 3, .* up to 2"),
+        ("steps", 7, 2, None),
         ("steps", 7, 1, None),
     ],
 )
@@ -176,6 +181,52 @@ def test_what_the_checkpoint_says_of_itself_is_checked(
         return
     with pytest.raises(ConfigError, match=f"moved, step 6 .*{message}"):
         load_run(str(moved))
+
+
+def damage(folder, step):
+    """Flips a bit in the arrays of a checkpoint."""
+    place = folder / "checkpoints" / str(step) / "state" / "d"
+    largest = max(place.iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_not_loaded(run, tmp_path, caplog):
+    copy = tmp_path / "tiny"
+    shutil.copytree(run[0], copy)
+    damage(copy, 6)
+    before = files(copy)
+    assert load_run(str(copy)).name == "tiny@4"
+    assert "step 6 in" in caplog.text and "is DAMAGED and is not used" in caplog.text
+    assert "the checkpoint of step 4 is used instead" in caplog.text
+    with pytest.raises(ConfigError, match="step 6 in .* is DAMAGED: state/d/.* other contents"):
+        load_run(f"{copy}@6")
+    damage(copy, 4)
+    with pytest.raises(ConfigError, match="step 4 in .* is DAMAGED"):
+        load_run(f"{copy}@best")
+    assert load_run(str(copy)).name == "tiny@2"
+    damage(copy, 2)
+    with pytest.raises(ConfigError, match=r"all checkpoints of .* are DAMAGED: steps \[2, 4, 6\]"):
+        load_run(str(copy))
+    assert files(copy) == before
+    # Where the values cannot be believed, which is the best one cannot be said.
+    shutil.rmtree(copy)
+    shutil.copytree(run[0], copy)
+    (copy / "checkpoints" / "2" / "metrics" / "metrics").write_text("{}")
+    with pytest.raises(ConfigError, match="step 2 in .* is DAMAGED: metrics/metrics has 2 bytes"):
+        load_run(f"{copy}@best")
+
+
+def test_a_checkpoint_without_manifest_loads_with_a_warning(run, tmp_path, caplog):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "config.py").write_text((run[0] / "config.py").read_text())
+    rewrite(moved, run[0], "steps", 7, version=1)
+    for step in ("2", "4", "6"):
+        (moved / "checkpoints" / step / manifest.NAME).unlink()
+    assert load_run(str(moved)).step == 6
+    assert "cannot be known" in caplog.text and "DAMAGED" not in caplog.text
 
 
 def test_what_is_missing_is_named(run, tmp_path):

@@ -223,8 +223,8 @@ def test_a_run_of_before_a_field_existed_goes_on(tmp_path):
 
 def test_a_newer_checkpoint_format_is_refused(tmp_path):
     description = describe(make_config(tmp_path), "f")
-    with pytest.raises(ConfigError, match="format 2"):
-        check_same_run({**description, "format_version": 2}, description, "x")
+    with pytest.raises(ConfigError, match="format 3"):
+        check_same_run({**description, "format_version": 3}, description, "x")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
