@@ -72,6 +72,13 @@ def _parts(state: Any) -> dict[str, Any]:
     return {name: part for name, part in state._asdict().items() if part is not None}
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, but only the loop asks for preemptions: JAX counts the questions."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run folder, written asynchronously to `<workdir>/checkpoints/<step>`.
 
@@ -89,7 +96,7 @@ class Checkpoints:
         def score(metrics: Mapping[str, float]) -> float:
             return metrics[best_metric]
 
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.folder.resolve() if "://" not in workdir else self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
