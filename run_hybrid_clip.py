@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 
 import jax
-from etils import epath
 
 from clip_italian import flags
 from clip_italian.config import Config, ConfigError
@@ -14,7 +13,7 @@ from clip_italian.data.text_plan import describe_groups
 from clip_italian.evaluation import outcome, retrieval, sets
 from clip_italian.model.model import Model
 from clip_italian.model.towers import build, describe
-from clip_italian.training import frozen, loop, monitor, parallel, plan, validation
+from clip_italian.training import distributed, frozen, loop, monitor, parallel, plan, validation
 from clip_italian.training.checkpoint import Checkpoints
 
 
@@ -26,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = flags.parse(words)
         run = describe(arguments.run)
         model = build(run.model, loss=run.loss.loss)
-        if arguments.dry_run:
-            print(plan.describe_run(run, model, describe_groups(run, model, jax.device_count())))
-        else:
-            train(run, model, command=" ".join(["python run_hybrid_clip.py", *words]))
+        if not arguments.dry_run:
+            command = " ".join(["python run_hybrid_clip.py", *words])
+            return distributed.run(lambda: train(run, model, command))
+        print(plan.describe_run(run, model, describe_groups(run, model, jax.device_count())))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -41,15 +40,15 @@ def train(config: Config, model: Model, command: str) -> None:
     from clip_italian.data.opening import cache_features, open_data  # TensorFlow: not for a plan
 
     layout = parallel.start(config.train, config.eval)
-    workdir, classify = config.train.workdir, config.eval.zero_shot
-    data = open_data(config, model, sets.open_training_sets, shares=loop.shares(config, layout))
+    data = open_data(config, model, sets.open_training_sets, **loop.host_part(config, layout))
     image, text = map(layout.compile_rows, (model.encode_image, model.encode_text))
     evaluated = retrieval.evaluated_sets(data.sets, config.eval)
-    score = retrieval.make_evaluator(evaluated, image, text, classify=classify)
+    score = retrieval.make_evaluator(evaluated, image, text, classify=config.eval.zero_shot)
     loss = validation.make_loss_evaluator(config, layout, model.apply_pairs, data.captioned)
+    distributed.meet("the opening of the data")
     checkpoints = Checkpoints(config, data.fingerprint)
     state = loop.start_state(config, layout, model.init, model.shapes, checkpoints)
-    (epath.Path(workdir) / "config.py").write_text(flags.dump(config))
+    distributed.write(f"{config.train.workdir}/config.py", flags.dump(config))
     data = frozen.with_features(config, data, cache_features, model, layout, state)
     state, _ = loop.train(
         config,
@@ -62,18 +61,19 @@ def train(config: Config, model: Model, command: str) -> None:
         monitor=monitor.Monitor(config.train, first_step=int(state.step), run=config),
         costs=model,
     )
-    print(
-        outcome.write_outcome(
-            workdir,
-            [(one, *retrieval.encode_set(one, state.evaluated, image, text)) for one in evaluated],
-            metrics_lines=monitor.read_metrics(workdir),
+    encoded = [(x, *retrieval.encode_set(x, state.evaluated, image, text)) for x in evaluated]
+    if distributed.is_first():
+        found = outcome.write_outcome(
+            config.train.workdir,
+            encoded,
+            metrics_lines=monitor.read_metrics(config.train.workdir),
             phases=[(phase.start, ", ".join(phase.moving)) for phase in loop.plan(config)[1]],
             data_fingerprint=data.fingerprint,
             command=command,
             step=int(state.step),
-            classify=classify,
+            classify=config.eval.zero_shot,
         )
-    )
+        print(found)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,13 @@ class SaveError(ConfigError):
     """A checkpoint could not be written; the message names the folder and what it needs."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, but only the loop asks for preemptions: JAX counts the questions."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run folder, written asynchronously to `<workdir>/checkpoints/<step>`.
 
@@ -113,7 +120,7 @@ class Checkpoints:
         def score(metrics: Mapping[str, float]) -> float:
             return metrics[self._best_metric]
 
-        return ocp.CheckpointManager(
+        return _Manager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(

@@ -11,7 +11,7 @@ import jax
 
 from clip_italian.batch import Batch
 from clip_italian.config import Config, ConfigError
-from clip_italian.training import optim
+from clip_italian.training import distributed, optim
 from clip_italian.training.checkpoint import Checkpoints
 from clip_italian.training.cost import Costs, Work, work_of
 from clip_italian.training.feed import feed
@@ -99,6 +99,15 @@ def shares(config: Config, parallel: Parallel) -> int:
     return parallel.devices * micro_batches_of(config)
 
 
+def host_part(config: Config, parallel: Parallel) -> dict[str, int]:
+    """Which part of every batch this host reads, as the data room's words for it."""
+    return {
+        "shares": shares(config, parallel),
+        "process_index": jax.process_index(),
+        "process_count": parallel.processes,
+    }
+
+
 def compile_step(config: Config, parallel: Parallel, apply_fn: ApplyFn, phase: Phase) -> Callable:
     """The compiled train step of one phase: (state, placed batch) → (state, metrics)."""
     micro_batches = micro_batches_of(config)
@@ -151,6 +160,7 @@ def train(
       The last state and its evaluation.
 
     Raises:
+      Preempted: the processes were told to end; the state is saved.
       FloatingPointError: the loss is not finite; no checkpoint holds that step.
     """
     optimizer, phases = plan(config)
@@ -167,6 +177,11 @@ def train(
     # In this order they are left: the thread that feeds ends before its batches are closed.
     with closing(checkpoints), closing(monitor), closing(batches), closing(fed):
         for step in range(first, steps):
+            if distributed.preempted():
+                if late:  # else this step is saved, or was before this process
+                    _log_late(monitor, *late, every=every.log_every)
+                    checkpoints.save(state, None)
+                raise distributed.Preempted(step)
             with monitor.waiting_for_data():
                 batch = next(fed)
             new_phase = optim.phase_at(phases, step)
@@ -194,14 +209,26 @@ def train(
                 # A state is saved only once its own loss is known to be finite.
                 _log_late(monitor, *late, every=1 if evaluated else every.log_every)
                 late = None
-                results = dict(evaluate(state.evaluated)) if evaluated else None
+                results = _results(evaluate(state.evaluated)) if evaluated else None
                 if results is not None:
                     monitor.log(done, results)
                 checkpoints.save(state, results)
+                if evaluated and results is None:
+                    raise distributed.Preempted(done)
                 monitor.restart_clock()
         if results is None:
             results = dict(evaluate(state.evaluated))
         return state, results
+
+
+def _results(values: Iterable[tuple[str, float]]) -> dict[str, float] | None:
+    """An evaluation, or None if the processes were told to end in the midst of it."""
+    found = {}
+    for name, value in values:
+        found[name] = value
+        if distributed.preempted():
+            return None
+    return found
 
 
 def _work(phases: tuple[Phase, ...], costs: Costs | None, step: int, batch: Batch) -> Work | None:
@@ -212,14 +239,16 @@ def _work(phases: tuple[Phase, ...], costs: Costs | None, step: int, batch: Batc
 
 def _log_late(monitor: Monitor, done: int, metrics: Mapping[str, Any], *, every: int) -> None:
     """Fetches the metrics of an earlier step, checks them, and logs each `every`-th."""
-    digest = metrics["batch_digest"]
     values = {k: float(v) for k, v in metrics.items() if k != "batch_digest"}
-    if not math.isfinite(values["train/loss"]) or not math.isfinite(values["train/grad_norm"]):
+    finite = math.isfinite(values["train/loss"]) and math.isfinite(values["train/grad_norm"])
+    if finite and done % every:
+        return
+    digest = f"{distributed.total(metrics['batch_digest']):08x}"
+    if not finite:
         raise FloatingPointError(
             f"loss {values['train/loss']} and gradient norm {values['train/grad_norm']} at step "
             f"{done} (batch {digest}): lower the learning rate or clip the gradient (agc_clip, "
             "clip_norm); the last checkpoint is from before this step"
         )
-    if done % every == 0:
-        monitor.log(done, {**values, "batch_digest": digest, **monitor.rates(done)})
-        monitor.restart_clock(done)
+    monitor.log(done, {**values, "batch_digest": digest, **monitor.rates(done)})
+    monitor.restart_clock(done)

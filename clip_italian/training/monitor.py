@@ -16,7 +16,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from clip_italian.config import Config, TrainConfig, leaves
-from clip_italian.training import tracking
+from clip_italian.training import distributed, tracking
 from clip_italian.training.checkpoint import as_json
 from clip_italian.training.cost import Work
 
@@ -69,6 +69,7 @@ def peak_memory() -> int:
 class Monitor:
     """Collects one run's metrics: `<workdir>/metrics.jsonl`, TensorBoard, terminal and wandb.
 
+    Of several processes the first one writes; the others only count.
     Rates are over the steps since the last line and leave compilation and evaluation out.
     """
 
@@ -91,17 +92,24 @@ class Monitor:
         Raises:
           ConfigError: wandb is asked for and cannot be had.
         """
-        workdir = config.workdir
-        self._path = epath.Path(workdir) / METRICS_FILE
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._wandb = (
-            tracking.start(config, as_json(dict(leaves(run or Config())))) if config.wandb else None
+        self._writes = distributed.is_first()
+        self._path = epath.Path(config.workdir) / METRICS_FILE
+        self._wandb = self._tensorboard = None
+        if self._writes:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if config.wandb:
+                self._wandb = tracking.start(config, as_json(dict(leaves(run or Config()))))
+            _drop_lines_after(self._path, first_step)
+            self._tensorboard = SummaryWriter(
+                str(epath.Path(config.workdir) / "tensorboard"), purge_step=first_step + 1
+            )
+        self._bar = tqdm(
+            initial=first_step,
+            total=config.steps,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self._writes,
         )
-        _drop_lines_after(self._path, first_step)
-        self._tensorboard = SummaryWriter(
-            str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
-        )
-        self._bar = tqdm(initial=first_step, total=config.steps, unit="step", dynamic_ncols=True)
         self._batch_size, self._peak = config.batch_size, peak or peak_flops(jax.devices())
         self._dispatched, self._works = first_step, collections.deque[Work | None]()
         self._start: int | None = first_step  # until the first line with rates has said so
@@ -169,14 +177,17 @@ class Monitor:
 
         The first line with rates says at which step its process began: `start`.
         """
+        if not self._writes:
+            return
         line = {"step": step, **metrics}
         if self._start is not None and PAIRS_PER_SECOND in metrics:
             line["start"], self._start = self._start, None
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         numbers = {name: value for name, value in metrics.items() if not isinstance(value, str)}
-        for name, value in numbers.items():
-            self._tensorboard.add_scalar(name, value, step)
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log({tracking.STEP: step, **numbers})
         self._show(metrics)
@@ -192,12 +203,14 @@ class Monitor:
 
     def say(self, text: str) -> None:
         """A line above the progress bar."""
-        self._bar.write(text)
+        if self._writes:
+            self._bar.write(text)
 
     def close(self) -> None:
         """Flushes everything."""
         self._bar.close()
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
 

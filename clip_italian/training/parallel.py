@@ -42,6 +42,11 @@ class Parallel:
         return self.mesh.size
 
     @property
+    def processes(self) -> int:
+        """Number of processes whose devices these are, each with as many."""
+        return self.devices // len(self.mesh.local_devices)
+
+    @property
     def axis_name(self) -> str | None:
         """The axis that a step must reduce over itself: only under pmap."""
         return AXIS if self.kind == "pmap" else None
@@ -74,7 +79,8 @@ class Parallel:
         if self.kind == "mesh":
             return self.place_rows(batch)
         local = len(self.mesh.local_devices)
-        return jax.tree.map(lambda x: np.reshape(x, (local, -1, *x.shape[1:])), batch)
+        mapped = jax.tree.map(lambda x: np.reshape(x, (local, -1, *x.shape[1:])), batch)
+        return mapped if self.processes == 1 else self.place_rows(mapped)
 
     def gather(self, tree: Any) -> Any:
         """Inside a step: parameters, or columns of a loss, whole on every device."""
@@ -103,8 +109,10 @@ class Parallel:
         return NamedSharding(self.mesh, PartitionSpec(*[None] * longest, AXIS))
 
     def place_state(self, state: Any) -> Any:
-        """Host or device arrays of a state → arrays where they belong."""
-        return jax.device_put(state, self.state_layout(state))
+        """Host or device arrays of a state, alike on all hosts → arrays where they belong."""
+        if self.processes == 1:
+            return jax.device_put(state, self.state_layout(state))
+        return jax.tree.map(_place, state, self.state_layout(state))
 
     def compile(self, step: Callable) -> Callable:
         """Compiles `step(state, batch) -> (state, metrics)`; the given state's memory is reused."""
@@ -131,18 +139,35 @@ class Parallel:
     def compile_rows(self, function: Callable) -> Callable:
         """Compiles `function(params, rows)` for evaluation, over the mesh under either kind.
 
-        `rows` is a tree of this host's numpy arrays; results are replicated, since every host
-        needs all of them.
+        `rows` is a tree of numpy arrays, the whole batch on every host, which places its own part.
+        Results are replicated, since every host needs all of them.
         """
         compiled = jax.jit(function, out_shardings=self.replicated)
-        return lambda params, rows: compiled(params, self.place_rows(rows))
+
+        def own(x: np.ndarray) -> np.ndarray:
+            return np.split(x, self.processes)[jax.process_index()]
+
+        return lambda params, rows: compiled(params, self.place_rows(jax.tree.map(own, rows)))
+
+
+def _place(leaf: Any, where: NamedSharding) -> jax.Array:
+    """One leaf, whole on this host or placed over all already → placed over all.
+
+    Unlike `device_put`, it does not compare what the hosts have: that takes as long as a step.
+    """
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, where)
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
 
 
 def make_parallel(
     kind: str, devices: Sequence[Any] | None = None, *, shard_params: bool = False
 ) -> Parallel:
     """A layout over the given devices (default: all of all hosts)."""
-    found = np.asarray(jax.devices() if devices is None else devices)
+    found = list(jax.devices() if devices is None else devices)
+    # A host's rows lie side by side, so its devices must.
+    found = np.asarray(sorted(found, key=lambda one: one.process_index))
     # Auto: Hugging Face's Flax modules fail under explicit axis types.
     mesh = Mesh(found, (AXIS,), axis_types=(AxisType.Auto,))
     return Parallel(kind, mesh, shard_params)
@@ -152,13 +177,8 @@ def start(train: TrainConfig, evaluation: EvalConfig) -> Parallel:
     """The layout of a run over all devices, with the compilation cache on.
 
     Raises:
-      ConfigError: a batch size does not split evenly over the devices, or there are several hosts.
+      ConfigError: a batch size does not split evenly over the devices.
     """
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"{jax.process_count()} hosts: data and evaluation of this version are for one host; "
-            "run on a machine with all its devices in one process"
-        )
     if train.compile_cache:
         folder = str(epath.Path(train.compile_cache).expanduser())
         jax.config.update("jax_compilation_cache_dir", folder)

@@ -1,0 +1,294 @@
+"""The processes of a run: how they start, meet, hear of a preemption, and end all together.
+
+One process runs on each host. `run` starts them through `jax.distributed`, also where there is
+one: only then is SIGTERM noticed, by JAX's own handler. A Python handler would take its place,
+so there must be none.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from etils import epath
+from jax._src import xla_bridge
+from jax._src.distributed import global_state
+from jax.experimental import multihost_utils
+
+from clip_italian.config import ConfigError
+
+SAVED = 75  # exit status: saved, the same command goes on (EX_TEMPFAIL of sysexits.h)
+INTERRUPTED = 130  # what shells report after Ctrl-C
+MEETING_SECONDS = 3600  # for set-up: one host may copy records that another has
+ENDING_SECONDS = 30  # for each process to say how it ended
+_NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_NO_PROXY = "no_grpc_proxy"
+logger = logging.getLogger(__name__)
+_asked = itertools.count(1)
+_ending = threading.Event()
+
+
+class Preempted(Exception):
+    """The run was asked to end, and all that it needs to go on is saved.
+
+    Attributes:
+      step: steps done and saved.
+    """
+
+    def __init__(self, step: int) -> None:
+        """After `step` steps."""
+        super().__init__(f"preempted: step {step} is saved; the same command goes on from there")
+        self.step = step
+
+
+class MissingProcessError(RuntimeError):
+    """Another process did not come in time; the message names it."""
+
+
+def run(work: Callable[[], None]) -> int:
+    """Starts this process among its fellows, works, and ends in step with them.
+
+    Args:
+      work: what every process does.
+
+    Returns:
+      Exit status: 0, 75 after `Preempted`, 130 after Ctrl-C.
+
+    Raises:
+      ConfigError: as `work` and `start` do. This and any other exception only leaves here where
+        there is one process; of several, each ends at once with a status other than 0.
+    """
+    start()
+    status = 0
+    try:
+        with _watching():
+            work()
+    except Preempted as stop:
+        if is_first():
+            print(stop, flush=True)
+        status = SAVED
+    except KeyboardInterrupt as error:
+        if several():
+            _leave(error, INTERRUPTED)
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        status = INTERRUPTED
+    except BaseException as error:
+        if several():
+            _leave(error, 2 if isinstance(error, ConfigError) else 1)
+        raise
+    if several():
+        jax.distributed.shutdown()  # waits for all: the first process serves the others
+    return status
+
+
+def start() -> None:
+    """Joins the processes of this run; alone on this host if nothing names others.
+
+    They are found by `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and
+    `JAX_PROCESS_ID`, or by what JAX knows of Cloud TPUs, Slurm, Open MPI and Kubernetes. Must come
+    before any JAX computation; where one has been, as in a notebook, it only says so.
+
+    Raises:
+      ConfigError: some of the three variables are set, but not all, or no numbers.
+    """
+    if jax.distributed.is_initialized():
+        return
+    if xla_bridge.backends_are_initialized():
+        logger.warning("JAX has computed before this run: SIGTERM will end it without a save")
+        return
+    given = {name: os.environ.get(name) for name in _NAMES}
+    if given["JAX_NUM_PROCESSES"] or given["JAX_PROCESS_ID"]:
+        numbers = [str(given[name]) for name in _NAMES[1:]]
+        if not given["JAX_COORDINATOR_ADDRESS"] or not all(x.isdecimal() for x in numbers):
+            raise ConfigError(
+                f"{', '.join(_NAMES)}: set all three, the last two as numbers; found {given}"
+            )
+        count, index = map(int, numbers)
+        if index >= count:
+            raise ConfigError(
+                f"JAX_PROCESS_ID = {index} is not allowed; give 0 to {count - 1} for "
+                f"JAX_NUM_PROCESSES = {count}"
+            )
+        jax.distributed.initialize(
+            num_processes=count, process_id=index, cluster_detection_method="deactivate"
+        )
+    elif not _found_cluster():
+        _start_alone()
+    if several():
+        form = f"%(levelname)s process {jax.process_index()}: %(message)s"
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(logging.Formatter(form))
+
+
+def _found_cluster() -> bool:
+    """Starts as JAX's own detection says; False if it finds nothing."""
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        if "coordinator_address should be defined" not in str(error):
+            raise
+        return False
+    return True
+
+
+def _start_alone() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    jax.config.update("jax_check_proxy_envs", False)
+    # Several devices of a CPU would otherwise speak through sockets.
+    jax.config.update("jax_cpu_collectives_implementation", None)
+    # gRPC asks a proxy even for this host.
+    direct = os.environ.get(_NO_PROXY) or os.environ.get("no_proxy", "")
+    os.environ[_NO_PROXY] = f"{direct},127.0.0.1".lstrip(",")
+    jax.distributed.initialize(
+        address, 1, 0, cluster_detection_method="deactivate", coordinator_bind_address=address
+    )
+
+
+def several() -> bool:
+    """Whether this run has more than one process."""
+    return global_state.num_processes > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return global_state.process_id == 0
+
+
+def write(path: str, text: str) -> None:
+    """Writes a file, with its folder, on the first process."""
+    if is_first():
+        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        epath.Path(path).write_text(text)
+
+
+def total(number: int) -> int:
+    """Sum over all processes modulo 2³² of a number of each; all must call it together."""
+    if not several():
+        return number % 2**32
+    parts = multihost_utils.process_allgather(np.uint32(number % 2**32))
+    return int(np.sum(parts, dtype=np.uint64)) % 2**32
+
+
+def preempted() -> bool:
+    """Whether all processes should save and end now; all must ask equally often.
+
+    Costs half a microsecond. JAX counts these questions to find one that all processes have yet
+    to ask, about a second after any of them was sent SIGTERM: the answer is True to that one only.
+    """
+    if global_state.preemption_sync_manager is None:
+        return False
+    return multihost_utils.reached_preemption_sync_point(next(_asked))
+
+
+def meet(name: str, seconds: float = MEETING_SECONDS) -> None:
+    """Waits until all processes have come here; says each minute who has not.
+
+    Args:
+      name: of this place; each is met at once in a run.
+      seconds: longest wait.
+
+    Raises:
+      MissingProcessError: names those that did not come.
+    """
+    missing = _absent(name, seconds) if several() else []
+    if missing:
+        raise MissingProcessError(f"{_processes(missing)} did not reach {name} in {seconds:g} s")
+
+
+def _absent(name: str, seconds: float) -> list[int]:
+    """Says that this process has come to a place, and waits; who has not come by then."""
+    client = _client()
+    client.key_value_set(f"clip_italian/{name}/{global_state.process_id}", "here", True)
+    begun = said = time.monotonic()
+    while True:
+        came = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(_folder(name))}
+        missing = sorted(set(range(global_state.num_processes)) - came)
+        now = time.monotonic()
+        if not missing or now - begun >= seconds:
+            return missing
+        if now - said >= 60:
+            said = now
+            logger.warning("waiting for %s at %s", _processes(missing), name)
+        time.sleep(0.1)
+
+
+def _processes(numbers: list[int]) -> str:
+    listed = ", ".join(map(str, numbers))
+    return f"process{'es' if len(numbers) > 1 else ''} {listed} of {global_state.num_processes}"
+
+
+def _folder(name: str) -> str:
+    return f"clip_italian/{name}/"
+
+
+def _client() -> Any:
+    assert global_state.client is not None
+    return global_state.client
+
+
+def _leave(error: BaseException, status: int) -> NoReturn:
+    """Ends this process, of several, on an exception; tells the others, and says who is to blame.
+
+    Never waits in JAX's own shutdown, which would hang for those that are in a collective.
+    """
+    _ending.set()
+    own = f"{type(error).__name__}: {error}".partition("\n")[0]
+    if not isinstance(error, ConfigError | KeyboardInterrupt | MissingProcessError):
+        traceback.print_exception(error)
+    print(f"error: process {global_state.process_id}: {own}", file=sys.stderr, flush=True)
+    # What fails here fails because process 0 has died, and JAX is about to end this one.
+    with contextlib.suppress(Exception):
+        _client().key_value_set(f"{_folder('failed')}{global_state.process_id}", own, True)
+        missing = _absent("the end", ENDING_SECONDS)
+        for process, reason in _failures():
+            if process != global_state.process_id:
+                print(f"error: process {process}: {reason}", file=sys.stderr)
+        if missing:
+            print(f"error: {_processes(missing)} died or hangs: no answer", file=sys.stderr)
+    _exit(status)
+
+
+def _failures() -> list[tuple[int, str]]:
+    """Processes that have failed, each with its reason."""
+    found = _client().key_value_dir_get(_folder("failed"))
+    return sorted((int(key.rpartition("/")[2]), reason) for key, reason in found)
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator[None]:
+    """Ends this process soon after another has failed: it may be waiting for that one for ever."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1):
+            with contextlib.suppress(Exception):
+                failures = _failures()
+                if failures and not _ending.wait(ENDING_SECONDS / 3):
+                    for process, reason in failures:
+                        print(f"error: process {process}: {reason}", file=sys.stderr)
+                    _absent("the end", 0)
+                    _exit(1)
+
+    if several():
+        threading.Thread(target=watch, name="fellows", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _exit(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
