@@ -14,8 +14,7 @@ from clip_italian.data.text_plan import describe_groups
 from clip_italian.evaluation import outcome, retrieval, sets
 from clip_italian.model.model import Model
 from clip_italian.model.towers import build, describe
-from clip_italian.training import frozen, loop, monitor, parallel, plan, validation
-from clip_italian.training.checkpoint import Checkpoints
+from clip_italian.training import checkpoint, frozen, loop, monitor, parallel, plan, validation
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +46,7 @@ def train(config: Config, model: Model, command: str) -> None:
     evaluated = retrieval.evaluated_sets(data.sets, config.eval)
     score = retrieval.make_evaluator(evaluated, image, text, classify=classify)
     loss = validation.make_loss_evaluator(config, layout, model.apply_pairs, data.captioned)
-    checkpoints = Checkpoints(config, data.fingerprint)
+    checkpoints = checkpoint.Checkpoints(config, data.fingerprint)
     state = loop.start_state(config, layout, model.init, model.shapes, checkpoints)
     (epath.Path(workdir) / "config.py").write_text(flags.dump(config))
     data = frozen.with_features(config, data, cache_features, model, layout, state)
@@ -61,6 +60,7 @@ def train(config: Config, model: Model, command: str) -> None:
         checkpoints=checkpoints,
         monitor=monitor.Monitor(config.train, first_step=int(state.step), run=config),
         costs=model,
+        examples=data.training,
     )
     print(
         outcome.write_outcome(
