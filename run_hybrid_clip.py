@@ -26,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = describe(arguments.run)
         model = build(run.model, loss=run.loss.loss)
         if not arguments.dry_run:
-            command = " ".join(["python run_hybrid_clip.py", *words])
-            return distributed.run(lambda: train(run, model, command))
+            return distributed.run(lambda: train(run, model, words))
         print(plan.describe_run(run, model, describe_groups(run, model, jax.device_count())))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(config: Config, model: Model, command: str) -> None:
+def train(config: Config, model: Model, words: Sequence[str]) -> None:
     """Trains, evaluates, and prints the table and where everything is."""
     from clip_italian.data.opening import cache_features, open_data  # TensorFlow: not for a plan
 
@@ -60,6 +59,7 @@ def train(config: Config, model: Model, command: str) -> None:
         checkpoints=checkpoints,
         monitor=monitor.Monitor(config.train, first_step=int(state.step), run=config),
         costs=model,
+        examples=data.training,
     )
     encoded = [(x, *retrieval.encode_set(x, state.evaluated, image, text)) for x in evaluated]
     if distributed.is_first():
@@ -69,7 +69,7 @@ def train(config: Config, model: Model, command: str) -> None:
             metrics_lines=monitor.read_metrics(config.train.workdir),
             phases=[(phase.start, ", ".join(phase.moving)) for phase in loop.plan(config)[1]],
             data_fingerprint=data.fingerprint,
-            command=command,
+            command=" ".join(["python run_hybrid_clip.py", *words]),
             step=int(state.step),
             classify=config.eval.zero_shot,
         )

@@ -9,6 +9,7 @@ and its pixel rows follow its own groups in order. Any other layout pairs wrong 
 Shares are devices, or, where a step encodes M micro-batches, M of each device, side by side.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 Array = Any  # numpy.ndarray on the host, jax.Array on the device
@@ -48,6 +49,17 @@ class Batch(NamedTuple):
     pixel_values: Array | None = None
     image_features: Array | None = None
     text_features: Array | None = None
+
+
+def batch_number(step: int, skipped: Iterable[int]) -> int:
+    """Which batch of the order a step shows, when the batches `skipped` are left out of it.
+
+    Batch b holds the positions b · batch_size up to the next one's. `skipped` says which batches
+    of the order, in any order.
+    """
+    for number in sorted(skipped):
+        step += number <= step
+    return step
 
 
 class ImageBatch(NamedTuple):

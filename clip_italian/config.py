@@ -200,6 +200,8 @@ class TrainConfig:
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
     """Latest checkpoints to keep; the best one by `best_metric` is kept besides."""
+    rewind: Annotated[bool, FileOnly] = False
+    """Config file only: after a bad step or a spike go back and leave its examples out."""
     wandb: str = ""
     """Weights & Biases project to log to as well (extra wandb); empty is off."""
     compile_cache: str = "~/.cache/clip_italian/jax"
@@ -247,7 +249,7 @@ FREE_FIELDS = frozenset({
     "workdir", "steps", "parallel", "resume", "log_every", "save_every", "keep_checkpoints",
     "compile_cache", "remat", "micro_batch", "shard_params", "wandb", "length_groups", "data_dir",
     "data_cache", "reader_threads", "prefetch", "eval_every", "eval_batch_size", "eval_images",
-    "best_metric", "zero_shot", "eval_sets", "eval_dir", "eval_language", "class_names",
+    "best_metric", "zero_shot", "eval_sets", "eval_dir", "eval_language", "class_names", "rewind",
 })  # fmt: skip
 
 

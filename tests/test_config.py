@@ -33,7 +33,7 @@ FILE_ONLY = {
     "vision_config", "text_config", "prefetch", "segments", "b1", "b2", "class_names",
     "eval_language",
     "logit_scale_max", "logit_bias", "vision_revision", "text_revision", "patch_dropout",
-    "length_groups", "layer_decay",
+    "length_groups", "layer_decay", "rewind",
 }  # fmt: skip
 
 

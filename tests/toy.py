@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 
-from clip_italian.batch import Batch, TokenGroup
+from clip_italian.batch import Batch, TokenGroup, batch_number
 from clip_italian.config import Config, ModelConfig, OptimConfig, TrainConfig, resolve
 from clip_italian.training.losses import HIGHEST
 
@@ -67,9 +67,9 @@ def batch(seed, pairs=16, length=5):
     )
 
 
-def batches_from(step):
+def batches_from(step, skipped=()):
     while True:
-        yield batch(step)
+        yield batch(batch_number(step, skipped))
         step += 1
 
 

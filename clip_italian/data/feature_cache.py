@@ -3,7 +3,7 @@
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from clip_italian.config import ConfigError
 from clip_italian.data import augment, derived, features
 from clip_italian.data.features import Cached
 from clip_italian.data.images import ImageError, image_views
-from clip_italian.data.pipeline import Training, broken_reason
+from clip_italian.data.pipeline import Training, broken_reason, name_of
 
 PoolImage = Callable[[np.ndarray], np.ndarray]  # uint8 [n, h, w, 3] → float [n, width]
 PoolText = Callable[[TokenGroup], np.ndarray]  # int32 [n, length] → float [n, width]
@@ -34,7 +34,7 @@ def cached_images(training: Training, pool: PoolImage, tower: str) -> list[list[
       tower: sha256 of its parameters.
 
     Raises:
-      ConfigError: naming `cached_views`, `data_cache`.
+      ConfigError: naming `cached_views`, `data_cache`; or `sources`: too many are broken.
     """
     config = training.config
     views = config.data.cached_views
@@ -64,11 +64,22 @@ def cached_images(training: Training, pool: PoolImage, tower: str) -> list[list[
                 return _pooled_images(training, number, view, pool, first, folder, bar)
 
             rows, broken = _stored(training, number, "image", facts, len(file), name, encode)
-            for record in broken:
-                training.selection.note_broken(number, record)
+            _replace(training, number, broken)
             stored.append(rows)
         result.append(stored)
+    training.found.check(sum(len(file) for file in training.sources))
     return result
+
+
+def _replace(training: Training, number: int, broken: Sequence[int]) -> None:
+    """Notes broken records of a source of which every record was read."""
+    file = training.sources[number]
+    sound = np.setdiff1d(np.arange(len(file)), broken)
+    training.found.note_read(np.full(len(sound), number), sound)
+    for record in broken:
+        if training.selection.note_broken(number, record):
+            reason = broken_reason(file, record) or "its features were not computed"
+            training.found.note_broken(name_of(file, record), reason)
 
 
 def cached_text(training: Training, pool: PoolText, tower: str) -> list[np.ndarray]:

@@ -29,13 +29,14 @@ class RunData:
     """What a run reads.
 
     Attributes:
-      batches_from: first step → endless batches from that step on, this host's rows.
+      batches_from: first step, batches of the order to leave out → endless batches from that step
+        on, this host's rows.
       sets: validation sets, one for each source, in the order of `sources`; then `eval_sets`.
       fingerprint: of all training and validation records.
       training: what is behind `batches_from`.
     """
 
-    batches_from: Callable[[int], Generator[Batch, None, None]]
+    batches_from: Callable[..., Generator[Batch, None, None]]
     sets: tuple[EvaluationSet, ...]
     fingerprint: str
     training: Training

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import logging
 from collections.abc import Generator, Iterator, Sequence
 from typing import cast
 
@@ -13,9 +12,11 @@ import tensorflow as tf
 from clip_italian.batch import Batch
 from clip_italian.config import Config
 from clip_italian.data import augment
+from clip_italian.data.broken import Broken
 from clip_italian.data.features import Cached
 from clip_italian.data.images import ImageError, decode_error, training_images
 from clip_italian.data.order import Order
+from clip_italian.data.records import record_captions
 from clip_italian.data.selection import Chosen, Selection
 from clip_italian.data.shards import RecordFile
 
@@ -58,9 +59,26 @@ class Training:
     image_mean: tuple[float, ...] = ()
     image_std: tuple[float, ...] = ()
     cached: Cached = dataclasses.field(default_factory=Cached)
+    found: Broken = dataclasses.field(default_factory=Broken)
 
-    def batches_from(self, first_step: int) -> Generator[Batch, None, None]:
-        """Endless batches, a pure function of (config, sources, step).
+    @property
+    def broken(self) -> Sequence[tuple[str, str]]:
+        """(name, reason) of the broken records that this host met so far."""
+        return tuple(self.found.records)
+
+    def names_of(self, step: int, skipped: Sequence[int] = ()) -> list[str]:
+        """`source/image_id` of the examples of a step on all hosts, as they lie in the batch."""
+        chosen = self.selection.of_all_hosts(step, skipped)
+        pairs = zip(chosen.source.tolist(), chosen.record.tolist(), strict=True)
+        return [name_of(self.sources[source], record) for source, record in pairs]
+
+    def batches_from(
+        self, first_step: int, skipped: Sequence[int] = ()
+    ) -> Generator[Batch, None, None]:
+        """Endless batches, a pure function of (config, sources, step, skipped).
+
+        `skipped` says which batches of the order are left out. Raises `ConfigError` when too many
+        records are broken, see `Broken`.
 
         No thread of ours is behind it; pictures are read and decoded ahead by tf.data's, until
         it is closed.
@@ -69,24 +87,26 @@ class Training:
         while True:
             end = self.cached.next_change(step)
             if self.cached.has_images(step):
-                yield from self._from_features(step, end)
+                yield from self._from_features(step, end, skipped)
             else:
-                yield from self._from_pixels(step, end)
+                yield from self._from_pixels(step, end, skipped)
             assert end is not None
             step = end
 
-    def _from_features(self, first: int, end: int | None) -> Iterator[Batch]:
+    def _from_features(
+        self, first: int, end: int | None, skipped: Sequence[int]
+    ) -> Iterator[Batch]:
         for step in itertools.count(first) if end is None else range(first, end):
-            chosen = self.selection.at(step)
+            chosen = self.selection.at(step, skipped)
             yield self._batch(step, chosen, None)
 
-    def _from_pixels(self, first: int, end: int | None) -> Iterator[Batch]:
+    def _from_pixels(self, first: int, end: int | None, skipped: Sequence[int]) -> Iterator[Batch]:
         step = first
         while step != end:
             chosen: dict[int, Chosen] = {}
 
             def read(step: int, chosen: dict[int, Chosen] = chosen):
-                one = chosen[step] = self.selection.at(step)
+                one = chosen[step] = self.selection.at(step, skipped)
                 return read_records(self.sources, one.source, one.record), self._draws(one)
 
             pictures = training_images(
@@ -100,12 +120,14 @@ class Training:
             try:
                 with contextlib.closing(cast(Generator, pictures)):
                     for pixels in pictures:
-                        yield self._batch(step, chosen.pop(step), pixels)
+                        shown = chosen.pop(step)
+                        self.found.note_read(shown.source, shown.record)
+                        yield self._batch(step, shown, pixels)
                         step += 1
                         if step == end:
                             return
             except ImageError:
-                if not self._note_broken(step):
+                if not self._note_broken(self.selection.at(step, skipped)):
                     raise
 
     def _draws(self, chosen: Chosen) -> augment.Draws:
@@ -124,21 +146,21 @@ class Training:
             text_features=self.cached.text_of(chosen) if text else None,
         )
 
-    def _note_broken(self, step: int) -> bool:
+    def _note_broken(self, chosen: Chosen) -> bool:
         """Finds records of a step that cannot be read or decoded; True if any is new.
 
         They are replaced from then on, each by a pure function of its position: a run that
         meets a broken record early and one that is resumed behind it see the same examples.
         """
-        chosen = self.selection.at(step)
-        found = False
+        some = False
         for source, record in zip(chosen.source.tolist(), chosen.record.tolist(), strict=True):
-            reason = broken_reason(self.sources[source], record)
+            file = self.sources[source]
+            reason = broken_reason(file, record)
             if reason is not None and self.selection.note_broken(source, record):
-                name = f"{self.sources[source].source}/{self.sources[source].split}"
-                logging.warning("record %d of %s is replaced: %s", record, name, reason)
-                found = True
-        return found
+                self.found.note_broken(name_of(file, record), reason)
+                some = True
+        self.found.check(sum(len(file) for file in self.sources))
+        return some
 
 
 def read_records(
@@ -159,3 +181,12 @@ def broken_reason(file: RecordFile, record: int) -> str | None:
     except (RuntimeError, ValueError) as error:
         return str(error)
     return decode_error(data)
+
+
+def name_of(file: RecordFile, record: int) -> str:
+    """`source/image_id` of a record, or its number where that cannot be read."""
+    try:
+        (data,) = file.read([record])
+        return record_captions(data)[0].decode()
+    except Exception:  # of the reader, or of the protocol buffer
+        return f"record {record} of {file.source}/{file.split}"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clip_italian.batch import TokenGroup
+from clip_italian.batch import TokenGroup, batch_number
 from clip_italian.config import Config
 from clip_italian.data.caption_index import CaptionIndex
 from clip_italian.data.length_groups import MULTIPLE, LengthPlan, layout, one_group
@@ -94,18 +94,26 @@ class Selection:
         """Rows of this host's part of a batch."""
         return self._batch_size // self._shares * self._own_shares
 
-    def at(self, step: int) -> Chosen:
-        """What this host shows in a step."""
-        positions = step * self._batch_size + np.arange(self._batch_size, dtype=np.int64)
+    def at(self, step: int, skipped: Sequence[int] = ()) -> Chosen:
+        """What this host shows in a step, where these batches of the order are left out."""
+        return self._rows(step, skipped, self._own)
+
+    def of_all_hosts(self, step: int, skipped: Sequence[int] = ()) -> Chosen:
+        """The whole batch, as far as this host knows what is broken."""
+        return self._rows(step, skipped, slice(None))
+
+    def _rows(self, step: int, skipped: Sequence[int], shares: slice) -> Chosen:
+        first = batch_number(step, skipped) * self._batch_size
+        positions = first + np.arange(self._batch_size, dtype=np.int64)
         places = self.order.places(positions)
         captions = self._choose(positions, places.source, places.record)
         lengths = _by_source(places.source, lambda s, at: self.captions[s].lengths(captions[at]))
         plan = self.plan if self.plan.fits(lengths) else self._overflow
         order, most = plan.deal(lengths)
-        own = layout(order, plan, self._shares)[self._own].ravel()
+        own = layout(order, plan, self._shares)[shares].ravel()
         chosen = Chosen(positions[own], places.source[own], places.record[own], captions[own], plan)
         if self._broken:
-            most = layout(most, plan, self._shares)[self._own].ravel()
+            most = layout(most, plan, self._shares)[shares].ravel()
             chosen = self._without_broken(chosen, self._room(lengths[own]), most)
         return chosen
 

@@ -182,8 +182,10 @@ class Checkpoints:
             self._manager.wait_until_finished()
         return saved.best(self.folder, self._best_metric)
 
-    def save(self, state: Any, metrics: Mapping[str, float] | None) -> None:
+    def save(self, state: Any, metrics: Mapping[str, float] | None, faults: Any = None) -> None:
         """Starts to save `state` at its own step; its structure is that of its step's phase.
+
+        `faults` is kept beside it as JSON: what the run knew of its faults, see `faults.Watch`.
 
         Raises:
           SaveError: this save or the one before it failed: no room, no permission, ...
@@ -197,7 +199,7 @@ class Checkpoints:
                 self._step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(_parts(state)),
-                    run=ocp.args.JsonSave(self._description),
+                    run=ocp.args.JsonSave({**self._description, "faults": faults or {}}),
                 ),
                 metrics=None if chosen is None else {self._best_metric: float(chosen)},
             )
@@ -230,9 +232,26 @@ class Checkpoints:
 
     def check_same_run(self, step: int) -> None:
         """Raises `ConfigError` if the checkpoint at `step` belongs to another run."""
+        check_same_run(self._saved(step), self._description, str(self.folder))
+
+    def _saved(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(run=ocp.args.JsonRestore())
-        run = self._manager.restore(step, args=args)["run"]
-        check_same_run(run, self._description, str(self.folder))
+        return self._manager.restore(step, args=args)["run"]
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, oldest first, once the last save is whole."""
+        self._manager.wait_until_finished()
+        return sorted(self._manager.all_steps())
+
+    def faults(self, step: int) -> dict[str, Any]:
+        """What `save` was given as `faults` at `step`; empty without such a checkpoint."""
+        return self._saved(step).get("faults", {}) if step in self.steps() else {}
+
+    def delete_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps: a run that went back writes them anew."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
 
     def restore(self, step: int, like: Any) -> Any:
         """The state at `step`; `like` gives structure, shapes, dtypes and layout of each leaf."""

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from clip_italian.config import Config, ConfigError
 from clip_italian.training import distributed, optim
 from clip_italian.training.checkpoint import Checkpoints
 from clip_italian.training.cost import Costs, Work, work_of
+from clip_italian.training.faults import Examples, Rewind, Watch, check_finite
 from clip_italian.training.feed import feed
 from clip_italian.training.monitor import Monitor
 from clip_italian.training.optim import Optimizer, Phase
@@ -27,7 +28,8 @@ from clip_italian.training.step import (
     train_step,
 )
 
-BatchesFrom = Callable[[int], Generator[Batch, None, None]]
+# First step and the batches of the order that are left out → batches from that step on.
+BatchesFrom = Callable[[int, Sequence[int]], Generator[Batch, None, None]]
 Evaluator = Callable[[Any], Iterable[tuple[str, float]]]
 
 
@@ -50,9 +52,9 @@ def start_state(
     Raises:
       ConfigError: the workdir holds another run, or any run and `resume` is "never".
     """
-    optimizer, phases = plan(config)
     step = checkpoints.latest_step()
     if step is None:
+        optimizer, phases = plan(config)
         seed = config.train.seed
         state = init_state(init_params(seed), optimizer, phases[0], seed)
         return parallel.place_state(state)
@@ -62,9 +64,17 @@ def start_state(
             "give another --workdir, or --resume auto to continue it"
         )
     checkpoints.check_same_run(step)
+    return restore(config, parallel, param_shapes(), checkpoints, step)
+
+
+def restore(
+    config: Config, parallel: Parallel, params: Any, checkpoints: Checkpoints, step: int
+) -> TrainState:
+    """The state of a checkpoint; of `params` only shapes and dtypes count."""
+    optimizer, phases = plan(config)
     phase = optim.phase_at(phases, step)
     like = jax.eval_shape(
-        lambda params: init_state(params, optimizer, phase, config.train.seed), param_shapes()
+        lambda params: init_state(params, optimizer, phase, config.train.seed), params
     )
     return checkpoints.restore(
         step,
@@ -139,34 +149,79 @@ def train(
     checkpoints: Checkpoints,
     monitor: Monitor,
     costs: Costs | None = None,
+    examples: Examples | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
     """Runs from the state's step to the end of the run.
 
-    Metrics are fetched one step late, so that the device never waits for the host. Closes
-    `checkpoints`, `monitor` and the batches, so that the last save is whole however the run ends.
+    A step whose loss or gradient is not finite leaves the state as it was; `faults` says what
+    becomes of the run then. Closes `checkpoints`, `monitor` and the batches, so that the last save
+    is whole however the run ends.
 
     Args:
       config: a resolved config.
       state: from `start_state`.
       parallel: the layout.
       apply_fn: the model.
-      batches_from: first step → endless batches (numpy, this host's rows) from that step on.
+      batches_from: first step, batches of the order to leave out → endless batches (numpy, this
+        host's rows) from that step on.
       evaluate: parameters (their average where one is kept) → (metric, value) pairs.
       checkpoints: where states go.
       monitor: where metrics go.
       costs: FLOPs of the towers, for the monitor's MFU; None leaves it out.
+      examples: names them where a step goes wrong.
 
     Returns:
       The last state and its evaluation.
 
     Raises:
       Preempted: the processes were told to end; the state is saved.
-      FloatingPointError: the loss is not finite; no checkpoint holds that step.
+      FloatingPointError: too many steps went wrong, or the state is not finite; no checkpoint has
+        taken in anything of that.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
+    with contextlib.closing(checkpoints), contextlib.closing(monitor):
+        watch = Watch(config, int(state.step), checkpoints, examples)
+        while True:
+            end = _train_on(
+                config,
+                state,
+                parallel=parallel,
+                apply_fn=apply_fn,
+                batches_from=batches_from,
+                evaluate=evaluate,
+                checkpoints=checkpoints,
+                monitor=monitor,
+                costs=costs,
+                watch=watch,
+            )
+            if not isinstance(end, Rewind):
+                return end
+            state = restore(config, parallel, shapes, checkpoints, end.step)
+            checkpoints.delete_after(end.step)
+            monitor.go_back(end.step)
+
+
+def _train_on(
+    config: Config,
+    state: TrainState,
+    *,
+    parallel: Parallel,
+    apply_fn: ApplyFn,
+    batches_from: BatchesFrom,
+    evaluate: Evaluator,
+    checkpoints: Checkpoints,
+    monitor: Monitor,
+    costs: Costs | None,
+    watch: Watch,
+) -> tuple[TrainState, dict[str, float]] | Rewind:
+    """Runs to the end, or until the run is to go back.
+
+    Metrics are fetched one step late, so that the device never waits for the host.
     """
     optimizer, phases = plan(config)
     steps, every = config.train.steps, config.train
     first = int(state.step)
-    batches = batches_from(first)
+    batches = batches_from(first, watch.skipped)
     work = functools.partial(_work, phases, costs)
     fed = feed(batches, first, parallel, config.data.prefetch, work)
     late: tuple[int, dict[str, Any]] | None = None
@@ -175,12 +230,14 @@ def train(
     results: dict[str, float] | None = None
     closing = contextlib.closing
     # In this order they are left: the thread that feeds ends before its batches are closed.
-    with closing(checkpoints), closing(monitor), closing(batches), closing(fed):
+    with closing(batches), closing(fed):
         for step in range(first, steps):
             if distributed.preempted():
                 if late:  # else this step is saved, or was before this process
-                    _log_late(monitor, *late, every=every.log_every)
-                    checkpoints.save(state, None)
+                    if back := _log_late(monitor, watch, *late, every=every.log_every):
+                        return back
+                    check_finite(state)
+                    checkpoints.save(state, None, watch.saved())
                 raise distributed.Preempted(step)
             with monitor.waiting_for_data():
                 batch = next(fed)
@@ -197,8 +254,8 @@ def train(
             state, metrics = compiled[shapes](state, batch.placed)
             monitor.count_step(batch.work)
             done = step + 1
-            if late:
-                _log_late(monitor, *late, every=every.log_every)
+            if late and (back := _log_late(monitor, watch, *late, every=every.log_every)):
+                return back
             late = (done, {**metrics, "batch_digest": batch.digest})
 
             if optim.phase_at(phases, done) != phase:
@@ -206,13 +263,16 @@ def train(
                 state = parallel.place_state(state)
             evaluated = done % config.eval.eval_every == 0 or done == steps
             if evaluated or done % every.save_every == 0:
-                # A state is saved only once its own loss is known to be finite.
-                _log_late(monitor, *late, every=1 if evaluated else every.log_every)
+                # What is kept with a state is what the watch knows once it has seen its own loss.
+                log_every = 1 if evaluated else every.log_every
+                if back := _log_late(monitor, watch, *late, every=log_every):
+                    return back
                 late = None
                 results = _results(evaluate(state.evaluated)) if evaluated else None
                 if results is not None:
                     monitor.log(done, results)
-                checkpoints.save(state, results)
+                check_finite(state)
+                checkpoints.save(state, results, watch.saved())
                 if evaluated and results is None:
                     raise distributed.Preempted(done)
                 monitor.restart_clock()
@@ -237,18 +297,14 @@ def _work(phases: tuple[Phase, ...], costs: Costs | None, step: int, batch: Batc
     return work_of(batch, optim.phase_at(phases, step).moving, costs, jax.process_count())
 
 
-def _log_late(monitor: Monitor, done: int, metrics: Mapping[str, Any], *, every: int) -> None:
-    """Fetches the metrics of an earlier step, checks them, and logs each `every`-th."""
+def _log_late(
+    monitor: Monitor, watch: Watch, done: int, metrics: Mapping[str, Any], *, every: int
+) -> Rewind | None:
+    """Fetches the metrics of an earlier step, logs each `every`-th, and has them checked."""
     values = {k: float(v) for k, v in metrics.items() if k != "batch_digest"}
-    finite = math.isfinite(values["train/loss"]) and math.isfinite(values["train/grad_norm"])
-    if finite and done % every:
-        return
-    digest = f"{distributed.total(metrics['batch_digest']):08x}"
-    if not finite:
-        raise FloatingPointError(
-            f"loss {values['train/loss']} and gradient norm {values['train/grad_norm']} at step "
-            f"{done} (batch {digest}): lower the learning rate or clip the gradient (agc_clip, "
-            "clip_norm); the last checkpoint is from before this step"
-        )
-    monitor.log(done, {**values, "batch_digest": digest, **monitor.rates(done)})
-    monitor.restart_clock(done)
+    if done % every == 0:
+        numbers = {k: v for k, v in values.items() if math.isfinite(v)}  # JSON has no others
+        digest = f"{distributed.total(metrics['batch_digest']):08x}"
+        monitor.log(done, {**numbers, "batch_digest": digest, **monitor.rates(done)})
+        monitor.restart_clock(done)
+    return watch.check(done, values)

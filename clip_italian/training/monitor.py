@@ -7,7 +7,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -99,10 +99,6 @@ class Monitor:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if config.wandb:
                 self._wandb = tracking.start(config, as_json(dict(leaves(run or Config()))))
-            _drop_lines_after(self._path, first_step)
-            self._tensorboard = SummaryWriter(
-                str(epath.Path(config.workdir) / "tensorboard"), purge_step=first_step + 1
-            )
         self._bar = tqdm(
             initial=first_step,
             total=config.steps,
@@ -111,9 +107,23 @@ class Monitor:
             disable=not self._writes,
         )
         self._batch_size, self._peak = config.batch_size, peak or peak_flops(jax.devices())
+        self._begin(first_step)
+
+    def _begin(self, first_step: int) -> None:
+        if self._writes:
+            drop_lines(self._path, lambda line: line["step"] > first_step)
+            self._tensorboard = SummaryWriter(
+                str(self._path.parent / "tensorboard"), purge_step=first_step + 1
+            )
         self._dispatched, self._works = first_step, collections.deque[Work | None]()
         self._start: int | None = first_step  # until the first line with rates has said so
         self.restart_clock()
+
+    def go_back(self, step: int) -> None:
+        """Forgets what came after `step` steps: it is done again."""
+        self._tensorboard.close()
+        self._bar.n = step
+        self._begin(step)
 
     def restart_clock(self, done: int | None = None) -> None:
         """Starts a new window.
@@ -221,14 +231,14 @@ def read_metrics(workdir: str) -> list[dict[str, float | str]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _drop_lines_after(path: epath.Path, step: int) -> None:
-    """A resumed run writes these steps again; a line cut short by a kill goes as well."""
+def drop_lines(path: epath.Path, dropped: Callable[[dict[str, Any]], bool]) -> None:
+    """Takes JSON lines out of a file, and one that was cut short by a kill as well."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):
-            if json.loads(line)["step"] <= step:
+            if not dropped(json.loads(line)):
                 kept.append(line + "\n")
     whole = path.with_name(f"{path.name}.tmp")  # no kill, and no full disk, costs earlier lines
     whole.write_text("".join(kept))

@@ -15,6 +15,8 @@ from clip_italian.training.optim import Optimizer, Phase, join, learning_rate
 # (params, batch, dropout key, moving groups, shards) → image_embeds, text_embeds, logit_scale,
 # logit_bias. Dropout is on only in towers that move, and only if the model has any.
 ApplyFn = Callable[[Any, Batch, jax.Array, tuple[str, ...], int], Any]
+# A gradient below it leaves moments finite: they hold squares of differences of two gradients.
+LARGEST_NORM = 4e18
 
 
 class TrainState(NamedTuple):
@@ -159,6 +161,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on the moving groups of `phase`. Pure.
 
+    Where loss or gradient is not finite, parameters, moments and average stay what they were.
+
     Args:
       state: at a step of `phase`.
       batch: the global batch (mesh), or this device's rows of it (pmap).
@@ -170,8 +174,8 @@ def train_step(
 
     Returns:
       The next state, and float32 scalars: `train/loss` over the global batch,
-      `train/grad_norm` over the moving groups, `train/logit_scale` (plain factor) and each
-      moving group's `learning_rate/<group>`.
+      `train/grad_norm` over the moving groups, `train/skipped` (1 for a step that changed
+      nothing), `train/logit_scale` (plain factor) and the moving groups' `learning_rate/<group>`.
     """
     key = jax.random.fold_in(state.rng, state.step)
     if layout.axis_name is not None:
@@ -188,19 +192,28 @@ def train_step(
     if layout.axis_name is not None:
         loss, grads = jax.lax.pmean((loss, grads), layout.axis_name)
     grads = layout.scatter(grads)
+    sound = jnp.isfinite(loss) & (optax.tree.norm(grads) < LARGEST_NORM)  # False for NaN
     updates, opt_state = optimizer.update(grads, state.opt_state, stored, state.step)
     moved = _clamp_scale(optax.apply_updates(stored, updates), config.model.logit_scale_max)
+    ema = _averaged(state.ema, join({**kept, **moved}), state.step, config.optim.ema_decay)
+    same = (stored, state.opt_state, state.ema)
+    moved, opt_state, ema = _where(sound, (moved, opt_state, ema), same)
     params = join({**kept, **moved})
     metrics = {
         "train/loss": loss,
-        "train/grad_norm": optax.tree.norm(grads),
+        "train/grad_norm": optax.tree.norm(grads),  # once: the compiler sees that it is the same
+        "train/skipped": 1 - sound.astype(jnp.float32),
         "train/logit_scale": jnp.exp(params["logit_scale"]),
     }
     for group in moved:
         metrics[f"learning_rate/{group}"] = learning_rate(optimizer.config, group)(state.step)
-    ema = _averaged(state.ema, params, state.step, config.optim.ema_decay)
     params, opt_state, ema = layout.scatter((params, opt_state, ema))
     return TrainState(state.step + 1, params, opt_state, state.rng, ema), metrics
+
+
+def _where(condition: jax.Array, then: Any, otherwise: Any) -> Any:
+    """One of two equal trees, bit by bit: bool [] chooses."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), then, otherwise)
 
 
 def _averaged(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
