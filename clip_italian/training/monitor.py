@@ -121,7 +121,8 @@ class Monitor:
 
     def go_back(self, step: int) -> None:
         """Forgets what came after `step` steps: it is done again."""
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
         self._bar.n = step
         self._begin(step)
 
