@@ -39,7 +39,7 @@ def train(config: Config, model: Model, words: Sequence[str]) -> None:
     from clip_italian.data.opening import cache_features, open_data  # TensorFlow: not for a plan
 
     layout = parallel.start(config.train, config.eval)
-    data = open_data(config, model, sets.open_training_sets, **loop.host_part(config, layout))
+    data = open_data(config, model, sets.open_training_sets, **parallel.host_part(config, layout))
     image, text = map(layout.compile_rows, (model.encode_image, model.encode_text))
     evaluated = retrieval.evaluated_sets(data.sets, config.eval)
     score = retrieval.make_evaluator(evaluated, image, text, classify=config.eval.zero_shot)

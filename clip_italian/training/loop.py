@@ -18,7 +18,7 @@ from clip_italian.training.faults import Examples, Rewind, Watch, check_finite
 from clip_italian.training.feed import feed
 from clip_italian.training.monitor import Monitor
 from clip_italian.training.optim import Optimizer, Phase
-from clip_italian.training.parallel import Parallel
+from clip_italian.training.parallel import Parallel, micro_batches_of
 from clip_italian.training.step import (
     ApplyFn,
     Layout,
@@ -98,26 +98,6 @@ def plan(config: Config) -> tuple[Optimizer, tuple[Phase, ...]]:
     return Optimizer(config.optim, config.model.learn_logit_scale), phases
 
 
-def micro_batches_of(config: Config) -> int:
-    """Parts of every shard that a step encodes one after another."""
-    size = config.train.batch_size
-    return size // (config.train.micro_batch or size)
-
-
-def shares(config: Config, parallel: Parallel) -> int:
-    """Parts in which the rows of a batch lie, each with the same number of rows of every group."""
-    return parallel.devices * micro_batches_of(config)
-
-
-def host_part(config: Config, parallel: Parallel) -> dict[str, int]:
-    """Which part of every batch this host reads, as the data room's words for it."""
-    return {
-        "shares": shares(config, parallel),
-        "process_index": jax.process_index(),
-        "process_count": parallel.processes,
-    }
-
-
 def compile_step(config: Config, parallel: Parallel, apply_fn: ApplyFn, phase: Phase) -> Callable:
     """The compiled train step of one phase: (state, placed batch) → (state, metrics)."""
     micro_batches = micro_batches_of(config)
@@ -153,9 +133,8 @@ def train(
 ) -> tuple[TrainState, dict[str, float]]:
     """Runs from the state's step to the end of the run.
 
-    A step whose loss or gradient is not finite leaves the state as it was; `faults` says what
-    becomes of the run then. Closes `checkpoints`, `monitor` and the batches, so that the last save
-    is whole however the run ends.
+    A step whose loss or gradient is not finite leaves the state as it was, see `faults`. Closes
+    `checkpoints`, `monitor` and the batches, so that the last save is whole however the run ends.
 
     Args:
       config: a resolved config.

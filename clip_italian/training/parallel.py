@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from clip_italian.config import ConfigError, EvalConfig, TrainConfig
+from clip_italian.config import Config, ConfigError, EvalConfig, TrainConfig
 
 AXIS = "data"
 # XLA's default order for CPUs runs products beside one another, which costs them their caches.
@@ -187,6 +187,26 @@ def start(train: TrainConfig, evaluation: EvalConfig) -> Parallel:
         check_batch_size(name, getattr(train, name), layout.devices)
     check_batch_size("eval_batch_size", evaluation.eval_batch_size, layout.devices)
     return layout
+
+
+def micro_batches_of(config: Config) -> int:
+    """Parts of every shard that a step encodes one after another."""
+    size = config.train.batch_size
+    return size // (config.train.micro_batch or size)
+
+
+def shares(config: Config, parallel: Parallel) -> int:
+    """Parts in which the rows of a batch lie, each with the same number of rows of every group."""
+    return parallel.devices * micro_batches_of(config)
+
+
+def host_part(config: Config, parallel: Parallel) -> dict[str, int]:
+    """Which part of every batch this host reads, as the data room's words for it."""
+    return {
+        "shares": shares(config, parallel),
+        "process_index": jax.process_index(),
+        "process_count": parallel.processes,
+    }
 
 
 def check_batch_size(name: str, size: int, devices: int) -> None:

@@ -13,7 +13,7 @@ from clip_italian.training import loop
 from clip_italian.training.checkpoint import Checkpoints, check_same_run, describe
 from clip_italian.training.feed import batch_digest
 from clip_italian.training.monitor import Monitor, read_metrics
-from clip_italian.training.parallel import make_parallel
+from clip_italian.training.parallel import make_parallel, shares
 from tests import toy
 
 STEPS = 12
@@ -175,7 +175,7 @@ def test_a_step_costs_what_its_own_phase_trains(monkeypatch):
 def test_groups_are_dealt_to_every_micro_batch_of_every_device():
     train = TrainConfig(batch_size=32, micro_batch=8)
     config = dataclasses.replace(make_config("unused"), train=train)
-    assert loop.shares(config, make_parallel("mesh", jax.devices()[:2])) == 2 * 4
+    assert shares(config, make_parallel("mesh", jax.devices()[:2])) == 2 * 4
 
 
 def test_evaluation_is_logged_at_its_steps(whole):
