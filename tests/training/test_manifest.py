@@ -3,11 +3,9 @@
 import errno
 import json
 import random
-import shutil
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -16,32 +14,9 @@ from clip_italian.config import ConfigError
 from clip_italian.training import checkpoint, loop, manifest, saved
 from clip_italian.training.checkpoint import Checkpoints
 from clip_italian.training.parallel import make_parallel
-from clip_italian.training.step import TrainState
 from tests import toy
+from tests.training.conftest import STEPS, state_of
 from tests.training.test_loop import losses, make_config, run
-
-STEPS = {4: 0.75, 8: 0.5, 12: None}  # step → metric; kept as the best one, and as the latest two
-
-
-def state_of(step, width=50):
-    values = np.random.default_rng(step).normal(size=(width, width))
-    return TrainState(jnp.int32(step), {"w": jnp.asarray(values)}, {}, jnp.zeros(2, jnp.uint32))
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("originals")
-    checkpoints = Checkpoints(make_config(folder), "fingerprint")
-    for step, score in STEPS.items():
-        checkpoints.save(state_of(step), None if score is None else {"score": score})
-    checkpoints.close()
-    return folder
-
-
-@pytest.fixture
-def workdir(originals, tmp_path):
-    shutil.copytree(originals / "checkpoints", tmp_path / "checkpoints")
-    return tmp_path
 
 
 def newest(workdir):
