@@ -187,7 +187,7 @@ def torture(folder: Path, *, kills: int, aimed: int, seed: int = 0, say=print) -
 
 
 def check_start(life: Life, newest: int, workdir: Path, counts: Counts) -> None:
-    """A start goes on from the newest checkpoint that there was; after the last there is no step."""
+    """A start goes on from the newest checkpoint that there was; after the last nothing is left."""
     began = int(life.says("from") or STEPS)
     assert began == newest, (workdir, began, newest)
     counts.resumed += newest > 0
