@@ -98,7 +98,7 @@ def table(folder: epath.Path) -> list[str]:
     damaged = sorted(path.name for path in aside.iterdir()) if aside.is_dir() else []
     return [
         *lines,
-        *[f"unfinished, deleted at the next start: {name}" for name in left],
+        *[f"left over, deleted at the next start: {name}" for name in left],
         *[f"set aside as damaged: {aside / name}" for name in damaged],
     ]
 

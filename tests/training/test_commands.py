@@ -32,7 +32,7 @@ def test_list(workdir, capsys):
     assert re.fullmatch(rf" +4  {date}  0\.\d  0\.7500  best  no manifest \(.*\)", four)
     assert re.fullmatch(rf" +8  {date}  0\.\d  0\.5000 +DAMAGED: state/.* bytes, not .*", eight)
     assert re.fullmatch(rf" +12  {date}  0\.\d +not verified", twelve)
-    assert unfinished == "unfinished, deleted at the next start: 16.orbax-checkpoint-tmp"
+    assert unfinished == "left over, deleted at the next start: 16.orbax-checkpoint-tmp"
     assert step_folder(workdir, 8).is_dir() and newest(workdir) == 12
     cli.main(["checkpoint", "list", str(workdir)])
     assert "set aside as damaged" in capsys.readouterr().out.splitlines()[-1]
