@@ -15,12 +15,13 @@ from clip_italian.config import ConfigError
 USAGE = """usage: clip-italian COMMAND ...
 
 commands:
-  prepare   raw images and captions → records (clip-italian prepare --help)
-  train     records → model; the same as python run_hybrid_clip.py (clip-italian train --help)
-  evaluate  models on retrieval, zero-shot and other sets → a report (clip-italian evaluate --help)
-  compare   reports of two models, or of several seeds (clip-italian compare --help)
-  export    a model → a folder that others can load, and the hub (clip-italian export --help)
-  launch    train on Cloud TPU VMs (clip-italian launch tpu --help)
+  prepare     raw images and captions → records (clip-italian prepare --help)
+  train       records → model; the same as python run_hybrid_clip.py (clip-italian train --help)
+  evaluate    models on retrieval, zero-shot, other sets → a report (clip-italian evaluate --help)
+  compare     reports of two models, or of several seeds (clip-italian compare --help)
+  export      a model → a folder that others can load, and the hub (clip-italian export --help)
+  checkpoint  list what a run has saved, or verify it (clip-italian checkpoint --help)
+  launch      train on Cloud TPU VMs (clip-italian launch tpu --help)
 """
 
 
@@ -165,12 +166,20 @@ def launch(words: Sequence[str]) -> int:
     return commands.run(words, functools.partial(print, flush=True))
 
 
+def checkpoint(words: Sequence[str]) -> int:
+    """`clip-italian checkpoint list|verify`."""
+    from clip_italian.training import commands
+
+    return commands.run(words, functools.partial(print, flush=True))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "prepare": prepare,
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
     "export": export,
+    "checkpoint": checkpoint,
     "launch": launch,
 }
 

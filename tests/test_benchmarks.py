@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+    checkpoints,
     gpu,
     layer,
     measure,
@@ -229,3 +230,12 @@ def test_forms_of_a_layer_agree():
     assert list(steps) == list(sums) and len(steps) == 5
     for part in layer._parts(sums):
         measure.check_equal(part, 1e-4)
+
+
+def test_a_save_is_timed_and_leaves_nothing(tmp_path):
+    given = argparse.Namespace(parameters=640, rounds=1, width=8, folder=str(tmp_path))
+    (row,) = checkpoints.run(given)
+    assert 0 < row["save returns, s"] <= row["checkpoint is whole after, s"]
+    assert 0 < row["of it SHA-256, s"] < row["checkpoint is whole after, s"]
+    assert row["steps meanwhile"] >= 1 and row["checkpoint, GB"] > 3 * 640 * 4 * 0.5 / 1e9
+    assert list(tmp_path.iterdir()) == []

@@ -24,6 +24,7 @@ from clip_italian.training import manifest, saved
 FORMAT_VERSION = 2  # 1 had no manifest
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NONE, _ALL_DAMAGED = -1, -2  # in place of a step
+_DELETED = "deleted"
 logger = logging.getLogger(__name__)
 
 
@@ -133,6 +134,8 @@ class Checkpoints:
                 ),
                 best_fn=score,  # Only with it are metrics written at all.
                 cleanup_tmp_directories=True,
+                # Moved at one stroke, and deleted later: a kill leaves no half of a checkpoint.
+                todelete_subdir=_DELETED,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             ),
         )
@@ -162,6 +165,7 @@ class Checkpoints:
                 "from where it is whole, or give another --workdir to start anew"
             )
         with self._explaining():
+            self._clear()
             _ = self._manager  # makes the folder; deletes what an earlier save left unfinished
         return None if step == _NONE else step
 
@@ -193,6 +197,7 @@ class Checkpoints:
         chosen = (metrics or {}).get(self._best_metric)
         with self._explaining():
             self._manager.wait_until_finished()
+            self._clear()
             self._step = int(state.step)
             self._saving = f"the checkpoint of step {self._step}, which needs {self._room(state)}"
             self._manager.save(
@@ -203,6 +208,12 @@ class Checkpoints:
                 ),
                 metrics=None if chosen is None else {self._best_metric: float(chosen)},
             )
+
+    def _clear(self) -> None:
+        """Deletes what is no longer kept."""
+        place = self.folder / _DELETED
+        if jax.process_index() == 0 and place.exists():
+            place.rmtree()
 
     def _room(self, state: Any) -> str:
         """Bytes of a state and, where that can be said, bytes free."""
@@ -269,5 +280,6 @@ class Checkpoints:
         with self._explaining():
             try:
                 self._manager.wait_until_finished()
+                self._clear()
             finally:
                 self._manager.close()

@@ -21,7 +21,7 @@ _CHUNK, _SMALL = 2**22, 2**16
 
 def write(folder: epath.Path) -> None:
     """Seals the files of a folder. `hashlib` lets other threads run meanwhile."""
-    names = sorted(set(_files(folder, "")) - UNSEALED)
+    names = sorted(set(files(folder)) - UNSEALED)
     text = json.dumps({"files": dict(zip(names, _seals(folder, names), strict=True))}, indent=1)
     (folder / NAME).write_text(text + "\n")
 
@@ -79,10 +79,11 @@ def problems(
         return [line for line in threads.map(problem, sealed) if line]
 
 
-def _files(folder: epath.Path, prefix: str) -> Iterator[str]:
+def files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+    """Names of all files below a folder, relative to it."""
     for path in folder.iterdir():
         if path.is_dir():
-            yield from _files(path, f"{prefix}{path.name}/")
+            yield from files(path, f"{prefix}{path.name}/")
         else:
             yield prefix + path.name
 

@@ -1,6 +1,7 @@
 """What lies in a run's folder of checkpoints: steps, metrics, and what is wrong with their files.
 
-Reads only, and without Orbax's manager, which a damaged file of metrics would end.
+Reads only, and without Orbax: a damaged file of metrics would end its manager, and for gs:// it
+wants google-cloud-storage.
 """
 
 import json
@@ -9,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 from etils import epath
-from orbax.checkpoint import path as ocp_path
 
 from clip_italian.config import ConfigError
 from clip_italian.training import manifest
@@ -18,8 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 def steps(folder: epath.Path) -> list[int]:
-    """Steps of the finished checkpoints, in order."""
-    return sorted(found.step for found in ocp_path.step.standard_name_format().find_all(folder))
+    """Steps of the finished checkpoints, in order.
+
+    A finished one is renamed; in a Google bucket, where nothing can be, it is marked.
+    """
+    bucket = str(folder).startswith("gs://")
+    return sorted(
+        int(path.name)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.name.isdecimal() and (not bucket or (path / "commit_success.txt").exists())
+    )
 
 
 def metrics(folder: epath.Path, step: int) -> dict[str, float]:

@@ -3,11 +3,9 @@
 import errno
 import json
 import random
-import shutil
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -16,32 +14,9 @@ from clip_italian.config import ConfigError
 from clip_italian.training import checkpoint, loop, manifest, saved
 from clip_italian.training.checkpoint import Checkpoints
 from clip_italian.training.parallel import make_parallel
-from clip_italian.training.step import TrainState
 from tests import toy
+from tests.training.conftest import STEPS, state_of
 from tests.training.test_loop import losses, make_config, run
-
-STEPS = {4: 0.75, 8: 0.5, 12: None}  # step → metric; kept as the best one, and as the latest two
-
-
-def state_of(step, width=50):
-    values = np.random.default_rng(step).normal(size=(width, width))
-    return TrainState(jnp.int32(step), {"w": jnp.asarray(values)}, {}, jnp.zeros(2, jnp.uint32))
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("originals")
-    checkpoints = Checkpoints(make_config(folder), "fingerprint")
-    for step, score in STEPS.items():
-        checkpoints.save(state_of(step), None if score is None else {"score": score})
-    checkpoints.close()
-    return folder
-
-
-@pytest.fixture
-def workdir(originals, tmp_path):
-    shutil.copytree(originals / "checkpoints", tmp_path / "checkpoints")
-    return tmp_path
 
 
 def newest(workdir):
@@ -163,6 +138,21 @@ def test_damaged_metrics_of_an_older_checkpoint_do_not_end_the_run(workdir, capl
     assert steps_in(workdir / "damaged") == [4] and "metrics/metrics" in caplog.text
 
 
+def test_a_kill_while_one_is_deleted_leaves_no_half_of_it(workdir, monkeypatch, caplog):
+    monkeypatch.setattr(Checkpoints, "_clear", lambda self: None)  # the kill comes before it
+    checkpoints = Checkpoints(make_config(workdir), "fingerprint")
+    checkpoints.save(state_of(16), None)
+    checkpoints.close()
+    monkeypatch.undo()
+    assert saved.steps(epath.Path(workdir) / "checkpoints") == [4, 12, 16]
+    (halfway,) = (workdir / "checkpoints" / "deleted").iterdir()
+    for path in sealed_files(halfway)[:3]:
+        path.unlink()
+    assert newest(workdir) == 16 and "DAMAGED" not in caplog.text
+    assert steps_in(workdir / "checkpoints") == [4, 12, 16]
+    assert not (workdir / "damaged").exists()
+
+
 def test_a_run_goes_on_from_it_as_if_nothing_had_been(tmp_path):
     state = run(make_config(tmp_path))
     before = losses(tmp_path)
@@ -222,11 +212,14 @@ def test_other_processes_take_the_answer_of_process_0(workdir, monkeypatch):
 
     monkeypatch.setattr(checkpoint.multihost_utils, "broadcast_one_to_all", broadcast)
     monkeypatch.setattr(checkpoint, "jax", SimpleNamespace(process_index=lambda: 1))
+    (workdir / "checkpoints" / "deleted").mkdir()
     checkpoints = Checkpoints.__new__(Checkpoints)
     checkpoints.folder = epath.Path(workdir) / "checkpoints"
     checkpoints.__dict__["_manager"] = None
     assert checkpoints.latest_step() == 8
-    assert told == [-1] and steps_in(workdir / "checkpoints") == [4, 8, 12]
+    assert told == [-1]
+    left = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    assert left == ["12", "4", "8", "deleted"], "process 0 moves and deletes"
 
 
 def test_names_of_problems(tmp_path):
