@@ -15,6 +15,7 @@ from clip_italian.training import distributed, optim
 from clip_italian.training.checkpoint import Checkpoints
 from clip_italian.training.cost import Costs, Work, work_of
 from clip_italian.training.feed import feed
+from clip_italian.training.fellows import Preempted, telling
 from clip_italian.training.monitor import Monitor
 from clip_italian.training.optim import Optimizer, Phase
 from clip_italian.training.parallel import Parallel
@@ -175,13 +176,13 @@ def train(
     results: dict[str, float] | None = None
     closing = contextlib.closing
     # In this order they are left: the thread that feeds ends before its batches are closed.
-    with closing(checkpoints), closing(monitor), closing(batches), closing(fed):
+    with closing(checkpoints), closing(monitor), closing(batches), closing(fed), telling():
         for step in range(first, steps):
             if distributed.preempted():
                 if late:  # else this step is saved, or was before this process
                     _log_late(monitor, *late, every=every.log_every)
                     checkpoints.save(state, None)
-                raise distributed.Preempted(step)
+                raise Preempted(step)
             with monitor.waiting_for_data():
                 batch = next(fed)
             new_phase = optim.phase_at(phases, step)
@@ -214,7 +215,7 @@ def train(
                     monitor.log(done, results)
                 checkpoints.save(state, results)
                 if evaluated and results is None:
-                    raise distributed.Preempted(done)
+                    raise Preempted(done)
                 monitor.restart_clock()
         if results is None:
             results = dict(evaluate(state.evaluated))
