@@ -18,7 +18,7 @@ from jax._src.distributed import global_state
 from clip_italian.config import ConfigError
 
 HANGING_SECONDS = 20  # for a process to fail of itself after another has
-SAVING_SECONDS = 60  # and then to close what it has open
+SAVING_SECONDS = 40  # and then to close what it has open
 ENDING_SECONDS = 30  # for all to come to the end
 logger = logging.getLogger(__name__)
 _failed = threading.Event()
@@ -114,13 +114,16 @@ def leave(error: BaseException, status: int) -> NoReturn:
 
 @contextlib.contextmanager
 def watching() -> Iterator[None]:
-    """Ends this process soon after another has failed: it may be waiting for that one for ever."""
+    """Ends this process soon after another has failed: it may be waiting for that one for ever.
+
+    Where all have failed, none is waited for.
+    """
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(1):
             with contextlib.suppress(Exception):
-                if not _failures():
+                if not 0 < len(_failures()) < global_state.num_processes:
                     continue
                 # One that has failed as well may still be saving.
                 if done.wait(SAVING_SECONDS) if _failed.wait(HANGING_SECONDS) else done.is_set():

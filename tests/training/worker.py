@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 
 import jax
@@ -79,13 +80,25 @@ def read(workdir):
 
 
 def strike(fault):
-    signals = {"term": signal.SIGTERM, "kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+    signals = {
+        "term": signal.SIGTERM,
+        "kill": signal.SIGKILL,
+        "stop": signal.SIGSTOP,
+        "interrupt": signal.SIGINT,
+    }
     if fault in signals:
         os.kill(os.getpid(), signals[fault])
-    if fault == "interrupt":
-        os.kill(os.getpid(), signal.SIGINT)
+    if fault == "storm":
+        threading.Thread(target=storm, daemon=True).start()
     if fault == "error":
         raise ValueError("no such picture")
+
+
+def storm():
+    """SIGTERM again and again, while the state is being saved as well."""
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":
