@@ -84,7 +84,8 @@ def start() -> None:
     before any JAX computation; where one has been, as in a notebook, it only says so.
 
     Raises:
-      ConfigError: some of the three variables are set, but not all, or no numbers.
+      ConfigError: some of the three variables are set, but not all, or no numbers; or JAX finds
+        only a part of what it must know.
     """
     if jax.distributed.is_initialized():
         return
@@ -121,7 +122,7 @@ def _found_cluster() -> bool:
         jax.distributed.initialize()
     except ValueError as error:
         if "coordinator_address should be defined" not in str(error):
-            raise
+            raise ConfigError(f"{', '.join(_NAMES)}: set all three; {error}") from error
         return False
     return True
 

@@ -33,7 +33,8 @@ class Preempted(Exception):
 
     def __init__(self, step: int) -> None:
         """After `step` steps."""
-        super().__init__(f"preempted: step {step} is saved; the same command goes on from there")
+        done = f"step {step} is saved; the same command goes on from there"
+        super().__init__(f"preempted: {done if step else 'no step was done; start it again'}")
         self.step = step
 
 

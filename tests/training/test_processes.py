@@ -1,5 +1,6 @@
 """Several real processes on this host, each with fake devices of its own; and their signals."""
 
+import itertools
 import json
 import os
 import re
@@ -13,14 +14,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from clip_italian.config import ConfigError
 from clip_italian.training import distributed, loop
 from clip_italian.training.checkpoint import Checkpoints
+from clip_italian.training.fellows import Preempted
 from clip_italian.training.monitor import read_metrics
 from clip_italian.training.parallel import make_parallel
 from tests import toy
-from tests.training.test_loop import STEPS, make_config
+from tests.training.test_loop import STEPS, make_config, run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LONGEST = 240  # seconds until a process must have ended, on a busy machine
@@ -32,26 +35,27 @@ def free_port():
         return free.getsockname()[1]
 
 
-def environment(index, count, devices, address):
+def environment(devices):
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
-    return {
-        **os.environ,
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": str(count),
-        "JAX_PROCESS_ID": str(index),
-    }
+    flags = f"{flags} --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
 def start(command, logs, count, devices):
-    """Starts the same command as so many processes of one run, each with its own log file."""
+    """Starts the same command as so many processes of one run, each with its own log file.
+
+    With 0, as one process that is told nothing of others.
+    """
     address = f"127.0.0.1:{free_port()}"
     logs.mkdir(parents=True, exist_ok=True)
     processes = []
-    for index in range(count):
+    for index in range(max(count, 1)):
         with (logs / f"log{index}").open("w") as log:
-            variables = environment(index, count, devices, address)
+            variables = environment(devices)
+            if count:
+                variables["JAX_COORDINATOR_ADDRESS"] = address
+                variables["JAX_NUM_PROCESSES"] = str(count)
+                variables["JAX_PROCESS_ID"] = str(index)
             processes.append(
                 subprocess.Popen(
                     [sys.executable, *command], cwd=ROOT, env=variables, stdout=log, stderr=log
@@ -138,6 +142,17 @@ def test_sigterm_saves_the_current_step_and_another_number_of_processes_goes_on(
     jax.tree.map(np.testing.assert_array_equal, saved(run), saved(whole))
     # JAX's own handler is no Python handler, and one of ours would disable it.
     assert f"handler {int(signal.SIG_DFL)}" in logs[0]
+
+
+def test_one_process_alone_notices_sigterm_and_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # which must not be asked
+    (status,), (log,) = toy_run(tmp_path / "run", 0, 1, fault="term", at=5)
+    assert status == 75 and "the same command goes on" in log, log
+    done = lines(tmp_path / "run")
+    assert_ok(*toy_run(tmp_path / "run", 0, 1))
+    assert_ok(*toy_run(tmp_path / "whole", 0, 1))
+    assert 3 <= len(done) < STEPS and lines(tmp_path / "run") == lines(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, saved(tmp_path / "run"), saved(tmp_path / "whole"))
 
 
 @pytest.mark.slow
@@ -230,6 +245,38 @@ def test_no_code_of_ours_handles_sigterm():
     for package in ("clip_italian", "data_prep"):
         sources += (ROOT / package).rglob("*.py")
     assert [str(path) for path in sources if installs.search(path.read_text())] == []
+
+
+def test_all_questions_about_preemption_are_counted(tmp_path, monkeypatch):
+    """One that Orbax asked with a number of its own would make JAX miss the next."""
+    asked = []
+    monkeypatch.setattr(distributed.global_state, "preemption_sync_manager", object())
+    monkeypatch.setattr(distributed, "_asked", itertools.count(1))
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda number: asked.append(number)
+    )
+    run(make_config(tmp_path))
+    assert asked == list(range(1, STEPS + 3 + 1))  # every step, and every value of an evaluation
+
+
+def test_what_is_preempted_between_saves_is_logged_and_saved(tmp_path, monkeypatch):
+    answers = iter([False] * 6 + [True])
+    monkeypatch.setattr(distributed, "preempted", lambda: next(answers))
+    with pytest.raises(Preempted, match="step 5 is saved"):
+        run(make_config(tmp_path))  # the evaluation after step 4 asks as well
+    monkeypatch.setattr(distributed, "preempted", lambda: False)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 4, 5]
+    assert int(saved(tmp_path, 5).step) == 5
+
+
+@pytest.mark.parametrize(("nth", "logged"), [(1, []), (3, [1, 2])])
+def test_a_preemption_before_the_first_save(tmp_path, monkeypatch, nth, logged):
+    asked = itertools.count(1)
+    monkeypatch.setattr(distributed, "preempted", lambda: next(asked) == nth)
+    with pytest.raises(Preempted, match="step 2 is saved" if logged else "no step was done"):
+        run(make_config(tmp_path))
+    assert [line["step"] for line in lines(tmp_path)] == logged
+    assert len(list(tmp_path.glob("checkpoints/*"))) == len(logged[:1])
 
 
 def test_where_jax_has_computed_it_says_that_sigterm_is_not_noticed(caplog):
