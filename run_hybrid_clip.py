@@ -62,7 +62,7 @@ def train(config: Config, model: Model, words: Sequence[str]) -> None:
         examples=data.training,
     )
     encoded = [(x, *retrieval.encode_set(x, state.evaluated, image, text)) for x in evaluated]
-    if distributed.is_first():
+    if jax.process_index() == 0:
         found = outcome.write_outcome(
             config.train.workdir,
             encoded,

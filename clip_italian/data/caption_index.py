@@ -119,8 +119,11 @@ def open_or_build(
     if found is None:
         print_ = _fingerprint(file.split, file.fingerprint, tokenizer, max_length)
         target = derived.writable_place(file.folder, data_cache, _name(file.split, print_))
-        _build(file, tokenizer, max_length, print_, target)
-        found = open_index(*facts)
+        with derived.locked(target):
+            found = open_index(*facts)  # another process may have made it meanwhile
+            if found is None:
+                _build(file, tokenizer, max_length, print_, target)
+                found = open_index(*facts)
     assert found is not None
     return found
 

@@ -1,8 +1,12 @@
 """Where files made from records lie: caption indexes and cached features."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +43,15 @@ def writable_place(records: Path, data_cache: str, name: str) -> Path:
                     "name a folder of your own"
                 ) from error
     raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Waits until no other process on this disk makes a folder beside this one."""
+    parent = os.open(folder.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a disk without locks: who is last has worked in vain
+            fcntl.flock(parent, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(parent)

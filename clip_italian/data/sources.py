@@ -13,6 +13,7 @@ from etils import epath
 from tqdm import tqdm
 
 from clip_italian.config import ConfigError, DataConfig
+from clip_italian.data import derived
 from clip_italian.data.records import INDEX_FILE, open_split
 from clip_italian.data.shards import RecordFile
 
@@ -62,10 +63,11 @@ def local_data_dir(data: DataConfig, source: str) -> Path:
     folder = data_dir / source
     if not (folder / INDEX_FILE).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _copy_shards(remote, folder, [s for shards in index["shards"].values() for s in shards])
-        temporary = folder / f"{INDEX_FILE}.{os.getpid()}"
-        temporary.write_text(text)
-        temporary.rename(folder / INDEX_FILE)  # last: a folder with an index is complete
+        with derived.locked(folder):  # another process on this disk may be copying
+            _copy_shards(remote, folder, [s for shards in index["shards"].values() for s in shards])
+            temporary = folder / f"{INDEX_FILE}.{os.getpid()}"
+            temporary.write_text(text)
+            temporary.rename(folder / INDEX_FILE)  # last: a folder with an index is complete
     return data_dir
 
 

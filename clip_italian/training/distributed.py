@@ -5,17 +5,12 @@ one: only then is SIGTERM noticed, by JAX's own handler. A Python handler would 
 so there must be none.
 """
 
-import contextlib
 import itertools
 import logging
 import os
 import socket
 import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -25,33 +20,24 @@ from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from clip_italian.config import ConfigError
+from clip_italian.training.fellows import (
+    MissingProcessError,
+    Preempted,
+    absent,
+    is_first,
+    leave,
+    named,
+    several,
+    watching,
+)
 
 SAVED = 75  # exit status: saved, the same command goes on (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 130  # what shells report after Ctrl-C
 MEETING_SECONDS = 3600  # for set-up: one host may copy records that another has
-ENDING_SECONDS = 30  # for each process to say how it ended
 _NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _NO_PROXY = "no_grpc_proxy"
 logger = logging.getLogger(__name__)
 _asked = itertools.count(1)
-_ending = threading.Event()
-
-
-class Preempted(Exception):
-    """The run was asked to end, and all that it needs to go on is saved.
-
-    Attributes:
-      step: steps done and saved.
-    """
-
-    def __init__(self, step: int) -> None:
-        """After `step` steps."""
-        super().__init__(f"preempted: step {step} is saved; the same command goes on from there")
-        self.step = step
-
-
-class MissingProcessError(RuntimeError):
-    """Another process did not come in time; the message names it."""
 
 
 def run(work: Callable[[], None]) -> int:
@@ -70,7 +56,7 @@ def run(work: Callable[[], None]) -> int:
     start()
     status = 0
     try:
-        with _watching():
+        with watching():
             work()
     except Preempted as stop:
         if is_first():
@@ -78,12 +64,12 @@ def run(work: Callable[[], None]) -> int:
         status = SAVED
     except KeyboardInterrupt as error:
         if several():
-            _leave(error, INTERRUPTED)
+            leave(error, INTERRUPTED)
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         status = INTERRUPTED
     except BaseException as error:
         if several():
-            _leave(error, 2 if isinstance(error, ConfigError) else 1)
+            leave(error, 2 if isinstance(error, ConfigError) else 1)
         raise
     if several():
         jax.distributed.shutdown()  # waits for all: the first process serves the others
@@ -98,7 +84,8 @@ def start() -> None:
     before any JAX computation; where one has been, as in a notebook, it only says so.
 
     Raises:
-      ConfigError: some of the three variables are set, but not all, or no numbers.
+      ConfigError: some of the three variables are set, but not all, or no numbers; or JAX finds
+        only a part of what it must know.
     """
     if jax.distributed.is_initialized():
         return
@@ -135,7 +122,7 @@ def _found_cluster() -> bool:
         jax.distributed.initialize()
     except ValueError as error:
         if "coordinator_address should be defined" not in str(error):
-            raise
+            raise ConfigError(f"{', '.join(_NAMES)}: set all three; {error}") from error
         return False
     return True
 
@@ -153,16 +140,6 @@ def _start_alone() -> None:
     jax.distributed.initialize(
         address, 1, 0, cluster_detection_method="deactivate", coordinator_bind_address=address
     )
-
-
-def several() -> bool:
-    """Whether this run has more than one process."""
-    return global_state.num_processes > 1
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return global_state.process_id == 0
 
 
 def write(path: str, text: str) -> None:
@@ -201,94 +178,6 @@ def meet(name: str, seconds: float = MEETING_SECONDS) -> None:
     Raises:
       MissingProcessError: names those that did not come.
     """
-    missing = _absent(name, seconds) if several() else []
+    missing = absent(name, seconds) if several() else []
     if missing:
-        raise MissingProcessError(f"{_processes(missing)} did not reach {name} in {seconds:g} s")
-
-
-def _absent(name: str, seconds: float) -> list[int]:
-    """Says that this process has come to a place, and waits; who has not come by then."""
-    client = _client()
-    client.key_value_set(f"clip_italian/{name}/{global_state.process_id}", "here", True)
-    begun = said = time.monotonic()
-    while True:
-        came = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(_folder(name))}
-        missing = sorted(set(range(global_state.num_processes)) - came)
-        now = time.monotonic()
-        if not missing or now - begun >= seconds:
-            return missing
-        if now - said >= 60:
-            said = now
-            logger.warning("waiting for %s at %s", _processes(missing), name)
-        time.sleep(0.1)
-
-
-def _processes(numbers: list[int]) -> str:
-    listed = ", ".join(map(str, numbers))
-    return f"process{'es' if len(numbers) > 1 else ''} {listed} of {global_state.num_processes}"
-
-
-def _folder(name: str) -> str:
-    return f"clip_italian/{name}/"
-
-
-def _client() -> Any:
-    assert global_state.client is not None
-    return global_state.client
-
-
-def _leave(error: BaseException, status: int) -> NoReturn:
-    """Ends this process, of several, on an exception; tells the others, and says who is to blame.
-
-    Never waits in JAX's own shutdown, which would hang for those that are in a collective.
-    """
-    _ending.set()
-    own = f"{type(error).__name__}: {error}".partition("\n")[0]
-    if not isinstance(error, ConfigError | KeyboardInterrupt | MissingProcessError):
-        traceback.print_exception(error)
-    print(f"error: process {global_state.process_id}: {own}", file=sys.stderr, flush=True)
-    # What fails here fails because process 0 has died, and JAX is about to end this one.
-    with contextlib.suppress(Exception):
-        _client().key_value_set(f"{_folder('failed')}{global_state.process_id}", own, True)
-        missing = _absent("the end", ENDING_SECONDS)
-        for process, reason in _failures():
-            if process != global_state.process_id:
-                print(f"error: process {process}: {reason}", file=sys.stderr)
-        if missing:
-            print(f"error: {_processes(missing)} died or hangs: no answer", file=sys.stderr)
-    _exit(status)
-
-
-def _failures() -> list[tuple[int, str]]:
-    """Processes that have failed, each with its reason."""
-    found = _client().key_value_dir_get(_folder("failed"))
-    return sorted((int(key.rpartition("/")[2]), reason) for key, reason in found)
-
-
-@contextlib.contextmanager
-def _watching() -> Iterator[None]:
-    """Ends this process soon after another has failed: it may be waiting for that one for ever."""
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(1):
-            with contextlib.suppress(Exception):
-                failures = _failures()
-                if failures and not _ending.wait(ENDING_SECONDS / 3):
-                    for process, reason in failures:
-                        print(f"error: process {process}: {reason}", file=sys.stderr)
-                    _absent("the end", 0)
-                    _exit(1)
-
-    if several():
-        threading.Thread(target=watch, name="fellows", daemon=True).start()
-    try:
-        yield
-    finally:
-        done.set()
-
-
-def _exit(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+        raise MissingProcessError(f"{named(missing)} did not reach {name} in {seconds:g} s")

@@ -16,6 +16,7 @@ from clip_italian.training.checkpoint import Checkpoints
 from clip_italian.training.cost import Costs, Work, work_of
 from clip_italian.training.faults import Examples, Rewind, Watch, check_finite
 from clip_italian.training.feed import feed
+from clip_italian.training.fellows import Preempted, telling
 from clip_italian.training.monitor import Monitor
 from clip_italian.training.optim import Optimizer, Phase
 from clip_italian.training.parallel import Parallel, micro_batches_of
@@ -209,7 +210,7 @@ def _train_on(
     results: dict[str, float] | None = None
     closing = contextlib.closing
     # In this order they are left: the thread that feeds ends before its batches are closed.
-    with closing(batches), closing(fed):
+    with closing(batches), closing(fed), telling():
         for step in range(first, steps):
             if distributed.preempted():
                 if late:  # else this step is saved, or was before this process
@@ -217,7 +218,7 @@ def _train_on(
                         return back
                     check_finite(state)
                     checkpoints.save(state, None, watch.saved())
-                raise distributed.Preempted(step)
+                raise Preempted(step)
             with monitor.waiting_for_data():
                 batch = next(fed)
             new_phase = optim.phase_at(phases, step)
@@ -253,7 +254,7 @@ def _train_on(
                 check_finite(state)
                 checkpoints.save(state, results, watch.saved())
                 if evaluated and results is None:
-                    raise distributed.Preempted(done)
+                    raise Preempted(done)
                 monitor.restart_clock()
         if results is None:
             results = dict(evaluate(state.evaluated))

@@ -16,7 +16,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from clip_italian.config import Config, TrainConfig, leaves
-from clip_italian.training import distributed, tracking
+from clip_italian.training import fellows, tracking
 from clip_italian.training.checkpoint import as_json
 from clip_italian.training.cost import Work
 
@@ -92,7 +92,7 @@ class Monitor:
         Raises:
           ConfigError: wandb is asked for and cannot be had.
         """
-        self._writes = distributed.is_first()
+        self._writes = fellows.is_first()
         self._path = epath.Path(config.workdir) / METRICS_FILE
         self._wandb = self._tensorboard = None
         if self._writes:

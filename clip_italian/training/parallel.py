@@ -177,8 +177,14 @@ def start(train: TrainConfig, evaluation: EvalConfig) -> Parallel:
     """The layout of a run over all devices, with the compilation cache on.
 
     Raises:
-      ConfigError: a batch size does not split evenly over the devices.
+      ConfigError: a batch size does not split evenly over the devices, or the devices are not as
+        many on every host.
     """
+    if jax.local_device_count() * jax.process_count() != jax.device_count():
+        raise ConfigError(
+            f"JAX_LOCAL_DEVICE_IDS: {jax.local_device_count()} devices in this process, "
+            f"{jax.device_count()} in all {jax.process_count()}; give each as many"
+        )
     if train.compile_cache:
         folder = str(epath.Path(train.compile_cache).expanduser())
         jax.config.update("jax_compilation_cache_dir", folder)
