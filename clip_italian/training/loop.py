@@ -106,6 +106,7 @@ def train(
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
     with contextlib.closing(checkpoints), contextlib.closing(monitor):
+        check_finite(state)
         watch = Watch(config, int(state.step), checkpoints, examples)
         while True:
             end = _train_on(

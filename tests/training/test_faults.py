@@ -220,7 +220,7 @@ def test_nine_in_a_row_go_on_and_ten_end_the_run(tmp_path):
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
     whole = toy.init_params
 
-    def unused(seed=0):  # a token that no caption has: the loss does not see it
+    def damaged(seed=0):  # a token that no caption has: no loss or gradient would see it
         params = whole(seed)
         table = params["text_model"]["embeddings"]["embedding"].at[0].set(jnp.nan)
         return {**params, "text_model": {"embeddings": {"embedding": table}}}
@@ -233,8 +233,12 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
         while True:
             yield batch
 
-    monkeypatch.setattr(toy, "init_params", unused)
-    with pytest.raises(FloatingPointError, match=r"\.params\['text_model'\].*of step 3 is not sa"):
+    monkeypatch.setattr(toy, "init_params", damaged)
+    with pytest.raises(FloatingPointError, match=r"\.params\['text_model'\].*finite at step 0"):
+        run(make_config(tmp_path), {}, batches_from=same)
+    checked = iter([lambda state: None])  # as if it came about later
+    monkeypatch.setattr(loop, "check_finite", lambda s: next(checked, faults.check_finite)(s))
+    with pytest.raises(FloatingPointError, match="finite at step 3"):
         run(make_config(tmp_path), {}, batches_from=same)
     assert kept(tmp_path) == []
 
@@ -357,6 +361,17 @@ def test_a_run_that_went_back_is_resumed_without_these_examples(tmp_path, quick,
     run(longer, {10: SPIKE}, until=STEPS + 2)
     assert losses(tmp_path / "cut")[-1][0] == STEPS + 2
     assert Checkpoints(longer, "fingerprint").faults(STEPS + 2)["skipped"] == [8, 9, 10]
+
+
+def test_checkpoints_of_what_was_taken_back_are_gone(tmp_path, quick):
+    config = make_config(tmp_path, train={"rewind": True})
+    run(config, {10: SPIKE}, until=11)  # at its last step it goes back, behind the checkpoint of 9
+    checkpoints = Checkpoints(config, "fingerprint")
+    assert checkpoints.steps() == [3, 6, 9, 11]
+    assert [len(checkpoints.faults(step)["skipped"]) for step in (3, 6, 9, 11)] == [0, 0, 3, 3]
+    checkpoints.delete_after(6)
+    assert checkpoints.steps() == kept(tmp_path) == [3, 6]
+    checkpoints.close()
 
 
 def test_a_run_without_a_checkpoint_goes_on(tmp_path):
