@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +15,8 @@ from PIL import Image
 
 import run_hybrid_clip
 from clip_italian.cli import main as clip_italian
+from clip_italian.data.records import open_split
+from clip_italian.training.faults import read_faults
 from clip_italian.training.monitor import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,8 +133,6 @@ def read_report(folder):
     ],
 )
 def test_bad_input_is_refused_by_name(config_file, tmp_path, flags, message, capfd):
-    import re
-
     assert train(config_file, tmp_path / "run", *flags) == 2
     error = capfd.readouterr().err
     assert re.search(f"error: .*{message}", error, re.DOTALL), error
@@ -188,3 +190,33 @@ def run_process(config_file, workdir):
     return subprocess.Popen(
         [*command, "--workdir", str(workdir)], cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}
     )
+
+
+@pytest.mark.slow
+def test_broken_records_are_named_and_too_many_end_the_run(config_file, tmp_path, capfd):
+    data = tmp_path / "data"
+    shutil.copytree(config_file.parent / "data", data)
+    shutil.rmtree(data / "sample" / "derived", ignore_errors=True)
+    flags = ["--data_dir", str(data), "--eval_every", "100"]
+    assert train(config_file, tmp_path / "whole", *flags, "--steps", "1", "--decay_steps", "8") == 0
+    damage(data, [7])
+    run = tmp_path / "one"
+    assert train(config_file, run, *flags) == 0
+    assert [line["fault"] for line in read_faults(str(run))] == ["broken record"]
+    assert read_faults(str(run))[0]["record"] == "record 7 of sample/train"
+    damage(data, range(10, 30))
+    capfd.readouterr()
+    assert train(config_file, tmp_path / "many", *flags) == 2
+    error = capfd.readouterr().err
+    assert re.search(r"error: sources: \d+ of \d+ records read so far .* cannot be decoded", error)
+
+
+def damage(data, numbers):
+    """Changes one bit in each of these training records."""
+    (shard,) = (data / "sample").glob("*train*array_record-*")
+    content = bytearray(shard.read_bytes())
+    records = open_split(data, "sample", "train")
+    for number in numbers:
+        (whole,) = records.read([number])
+        content[content.index(whole) + len(whole) // 2] ^= 1
+    shard.write_bytes(content)

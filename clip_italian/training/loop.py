@@ -1,7 +1,6 @@
 """The training loop: phases, steps, evaluation, checkpoints. It sees arrays and callables only."""
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 
 from clip_italian.batch import Batch
-from clip_italian.config import Config, ConfigError
+from clip_italian.config import Config
 from clip_italian.training import distributed, optim
 from clip_italian.training.checkpoint import Checkpoints
 from clip_italian.training.cost import Costs, Work, work_of
@@ -18,85 +17,22 @@ from clip_italian.training.faults import Examples, Rewind, Watch, check_finite
 from clip_italian.training.feed import feed
 from clip_italian.training.fellows import Preempted, telling
 from clip_italian.training.monitor import Monitor
-from clip_italian.training.optim import Optimizer, Phase
+from clip_italian.training.optim import Phase
 from clip_italian.training.parallel import Parallel, micro_batches_of
+from clip_italian.training.start import plan, restore, start_state
 from clip_italian.training.step import (
     ApplyFn,
     Layout,
     TrainState,
     enter_phase,
-    init_state,
     train_step,
 )
+
+__all__ = ["compile_step", "plan", "restore", "start_state", "train"]
 
 # First step and the batches of the order that are left out → batches from that step on.
 BatchesFrom = Callable[[int, Sequence[int]], Generator[Batch, None, None]]
 Evaluator = Callable[[Any], Iterable[tuple[str, float]]]
-
-
-def start_state(
-    config: Config,
-    parallel: Parallel,
-    init_params: Callable[[int], Any],
-    param_shapes: Callable[[], Any],
-    checkpoints: Checkpoints,
-) -> TrainState:
-    """The state to go on from: the newest checkpoint of the same run, or a new one.
-
-    Args:
-      config: a resolved config.
-      parallel: the layout.
-      init_params: seed → the parameters before step 0; not called to resume.
-      param_shapes: their shapes and dtypes; called only to resume.
-      checkpoints: of this run.
-
-    Raises:
-      ConfigError: the workdir holds another run, or any run and `resume` is "never".
-    """
-    step = checkpoints.latest_step()
-    if step is None:
-        optimizer, phases = plan(config)
-        seed = config.train.seed
-        state = init_state(init_params(seed), optimizer, phases[0], seed)
-        return parallel.place_state(state)
-    if config.train.resume == "never":
-        raise ConfigError(
-            f"resume = 'never', but {checkpoints.folder} has a checkpoint of step {step}; "
-            "give another --workdir, or --resume auto to continue it"
-        )
-    checkpoints.check_same_run(step)
-    return restore(config, parallel, param_shapes(), checkpoints, step)
-
-
-def restore(
-    config: Config, parallel: Parallel, params: Any, checkpoints: Checkpoints, step: int
-) -> TrainState:
-    """The state of a checkpoint; of `params` only shapes and dtypes count."""
-    optimizer, phases = plan(config)
-    phase = optim.phase_at(phases, step)
-    like = jax.eval_shape(
-        lambda params: init_state(params, optimizer, phase, config.train.seed), params
-    )
-    return checkpoints.restore(
-        step,
-        jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            like,
-            parallel.state_layout(like),
-        ),
-    )
-
-
-def plan(config: Config) -> tuple[Optimizer, tuple[Phase, ...]]:
-    """The optimizer and the phases of a resolved config."""
-    phases = optim.phases(config.optim)
-    if not config.model.learn_logit_scale and config.loss.loss != "sigmoid":
-        # A fixed scale and no bias: the group has no parameters, so nothing of it trains.
-        phases = tuple(
-            dataclasses.replace(p, moving=tuple(g for g in p.moving if g != "logit"))
-            for p in phases
-        )
-    return Optimizer(config.optim, config.model.learn_logit_scale), phases
 
 
 def compile_step(config: Config, parallel: Parallel, apply_fn: ApplyFn, phase: Phase) -> Callable:
@@ -160,6 +96,7 @@ def train(
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
     with contextlib.closing(checkpoints), contextlib.closing(monitor):
+        check_finite(state)
         watch = Watch(config, int(state.step), checkpoints, examples)
         while True:
             end = _train_on(

@@ -103,8 +103,8 @@ def cache(config, pools, *, vision: int | None = None, text: int | None = None, 
     )
 
 
-def take(data, steps, first=0):
-    batches = data.batches_from(first)
+def take(data, steps, first=0, skipped=()):
+    batches = data.batches_from(first, skipped)
     try:
         return list(itertools.islice(batches, steps))
     finally:
@@ -301,6 +301,21 @@ def test_broken_pictures_are_replaced_as_without_cache(ready, tmp_path, caplog):
             np.testing.assert_array_equal(batch.image_id, theirs.image_id)
             np.testing.assert_array_equal(batch.caption_id, theirs.caption_id)
             assert np.isfinite(batch.image_features).all()
+    assert [name for name, _ in data.training.broken] == ["n/3", "n/4"]
+    skipped = take(data, 2, skipped=(1,))
+    np.testing.assert_array_equal(skipped[1].image_id, plain[2].image_id)
+    np.testing.assert_array_equal(skipped[1].image_features, found[2].image_features)
+
+
+def test_too_many_broken_pictures_end_the_encoding(ready, tmp_path):
+    made = [numbered_record(n) for n in range(48)]
+    for n in range(10):
+        made[n] = Record(b"\xff\xd8\xff no jpeg", made[n].captions, "n", str(n))
+    splits = {"train": made, "validation": made[-1:]}
+    write_records(tmp_path / "broken" / "n", splits, name="n")
+    config = change(ready, data_dir=str(tmp_path / "broken"), cached_views=1)
+    with pytest.raises(ConfigError, match=r"sources: 10 of 48 records read so far \(20.8%\)"):
+        cache(config, Pools())
 
 
 def test_features_go_to_the_cache_where_records_cannot_be_written(ready, tmp_path, quick):

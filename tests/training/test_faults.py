@@ -16,7 +16,7 @@ from clip_italian.training.monitor import Monitor, read_metrics
 from clip_italian.training.parallel import make_parallel
 from tests import toy
 
-STEPS = 30
+STEPS = 20
 NAN, INFINITE, SPIKE = -1, -2, -3
 
 
@@ -152,7 +152,7 @@ def test_a_bad_step_changes_no_bit(tmp_path, kind, devices, fields, what):
         before, state, metrics = go(state, number + 1)
         assert metrics["train/skipped"] == 0
         both = zip(jax.tree.leaves(state), jax.tree.leaves(before), strict=True)
-        moved = [np.any(a != b) for a, b in both]
+        moved = [bool(np.any(a != b)) for a, b in both]
         # All but the two parameters and averages of the frozen vision tower, and the key.
         assert moved.count(False) == 2 + 2 + 1
 
@@ -185,34 +185,33 @@ def test_bad_steps_are_left_out_and_said(tmp_path, kind, caplog):
     assert (last["step"], last["in_a_row"]) == (12, 1)
     said = [r.getMessage() for r in caplog.records if r.name == faults.__name__]
     assert len(said) == 3 and all(name in said[0] for name in names)
-    # Before the thaw the vision tower moves in no step; the bad one there leaves it once more.
-    plain, early = (make_config(tmp_path / name, vision_thaw_step=7) for name in "ab")
-    plain = run(plain, {}, until=7, kind=kind)
-    early = run(early, {7: NAN}, until=8, kind=kind)
+
+
+def test_a_bad_step_at_the_thaw_leaves_what_has_thawed(tmp_path):
+    plain, early = (make_config(tmp_path / name, vision_thaw_step=4) for name in "ab")
+    plain, early = run(plain, {}, until=4), run(early, {4: NAN}, until=5)
     assert_same(early.params, plain.params)
     assert int(early.opt_state["vision"][0].count) == 0
-    assert_same(early.opt_state["text"], plain.opt_state["text"])
+    assert_same(early.opt_state, plain.opt_state)
 
 
 def test_nine_in_a_row_go_on_and_ten_end_the_run(tmp_path):
-    nine = {n: NAN for n in range(4, 13)}
+    nine = {n: NAN for n in range(1, 10)}
     # A good step between them, and the count starts anew.
-    more = {**nine, **{n: INFINITE for n in range(14, 23)}}
+    more = {**nine, **{n: INFINITE for n in range(11, 20)}}
     assert int(run(make_config(tmp_path / "nine"), more).step) == STEPS
     rows = [line["in_a_row"] for line in faults.read_faults(str(tmp_path / "nine"))]
     assert rows == 2 * list(range(1, 10))
-    message = (
-        r"10 bad steps in a row, 5 to 14: loss nan.*newest is of step 12.*clip_norm, or rewind"
-    )
+    message = r"10 bad steps in a row, 2 to 11: loss nan.*newest is of step 9.*clip_norm, or rewind"
     for _ in range(2):  # and again: what was counted is in the checkpoint
         with pytest.raises(FloatingPointError, match=message):
-            run(make_config(tmp_path / "ten"), {**nine, 13: NAN})
-        assert kept(tmp_path / "ten") == [3, 6, 9, 12]
+            run(make_config(tmp_path / "ten"), {**nine, 10: NAN})
+        assert kept(tmp_path / "ten") == [3, 6, 9]
         lines = faults.read_faults(str(tmp_path / "ten"))
-        assert [(x["step"], x["in_a_row"]) for x in lines] == [(n + 1, n - 3) for n in range(4, 14)]
+        assert [(x["step"], x["in_a_row"]) for x in lines] == [(n + 1, n) for n in range(1, 11)]
     checkpoints = Checkpoints(make_config(tmp_path / "ten"), "fingerprint")
     parallel = make_parallel("mesh", jax.devices()[:1])
-    for number in (3, 6, 9, 12):
+    for number in (3, 6, 9):
         args = (make_config(tmp_path / "ten"), parallel, toy.init_params(), checkpoints, number)
         faults.check_finite(loop.restore(*args))
     checkpoints.close()
@@ -221,7 +220,7 @@ def test_nine_in_a_row_go_on_and_ten_end_the_run(tmp_path):
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
     whole = toy.init_params
 
-    def unused(seed=0):  # a token that no caption has: the loss does not see it
+    def damaged(seed=0):  # a token that no caption has: no loss or gradient would see it
         params = whole(seed)
         table = params["text_model"]["embeddings"]["embedding"].at[0].set(jnp.nan)
         return {**params, "text_model": {"embeddings": {"embedding": table}}}
@@ -234,8 +233,12 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
         while True:
             yield batch
 
-    monkeypatch.setattr(toy, "init_params", unused)
-    with pytest.raises(FloatingPointError, match=r"\.params\['text_model'\].*of step 3 is not sa"):
+    monkeypatch.setattr(toy, "init_params", damaged)
+    with pytest.raises(FloatingPointError, match=r"\.params\['text_model'\].*finite at step 0"):
+        run(make_config(tmp_path), {}, batches_from=same)
+    checked = iter([lambda state: None])  # as if it came about later
+    monkeypatch.setattr(loop, "check_finite", lambda s: next(checked, faults.check_finite)(s))
+    with pytest.raises(FloatingPointError, match="finite at step 3"):
         run(make_config(tmp_path), {}, batches_from=same)
     assert kept(tmp_path) == []
 
@@ -256,14 +259,17 @@ def is_spike(before, loss):
 
 
 def test_the_limit_by_hand():
+    def limit(losses):
+        return faults.spike_limit(losses) or 0.0
+
     assert faults.spike_limit([2.0] * 49) is None
     # Median 3; the deviations are 1 or 2 (their median is 1).
     window = [1.0, 2.0, 3.0, 4.0, 5.0] * 10 + [3.0]
-    np.testing.assert_allclose(faults.spike_limit(window), 3 + 7 * 1.4826)
+    np.testing.assert_allclose(limit(window), 3 + 7 * 1.4826)
     # A loss that stands still: 1% of it for each of the seven deviations.
-    np.testing.assert_allclose(faults.spike_limit([2.0] * 100), 2.14)
+    np.testing.assert_allclose(limit([2.0] * 100), 2.14)
     # One earlier spike in ten hardly moves it.
-    assert faults.spike_limit([2.0, 2.1, 1.9, 2.0, 2.1, 1.9, 2.0, 2.1, 1.9, 50.0] * 10) < 3.2
+    assert limit([2.0, 2.1, 1.9, 2.0, 2.1, 1.9, 2.0, 2.1, 1.9, 50.0] * 10) < 3.2
 
 
 def test_the_sample_has_no_spike_and_one_put_there_is_found():
@@ -284,26 +290,26 @@ def quick(monkeypatch):
 
 
 def test_a_spike_is_said_once_and_again_after_a_while(tmp_path, quick, caplog):
-    wanted = {n: SPIKE for n in (9, 10, 11, 24)}
+    wanted = {n: SPIKE for n in (9, 10, 11, 19)}
     state = run(make_config(tmp_path), wanted)
     assert int(state.step) == STEPS
     lines = faults.read_faults(str(tmp_path))
     assert [(x["step"], x["fault"], x["examples"][2]) for x in lines] == [
         (10, "spike", "toy/9-2"),
-        (25, "spike", "toy/24-2"),
+        (20, "spike", "toy/19-2"),
     ]
     assert lines[0]["loss"] > lines[0]["limit"] > 1
     assert "the loss rose to" in caplog.text and "toy/9-15" in caplog.text
 
 
 def test_resumed_runs_find_the_same_faults(tmp_path, quick):
-    wanted = {4: NAN, 9: SPIKE, 13: INFINITE, 24: SPIKE}
+    wanted = {4: NAN, 9: SPIKE, 13: INFINITE, 19: SPIKE}
     run(make_config(tmp_path / "whole"), wanted)
-    for until in (5, 10, 11, 14):
+    for until in (5, 10):
         run(make_config(tmp_path / "cut"), wanted, until=until)
     run(make_config(tmp_path / "cut"), wanted)
     whole, cut = (faults.read_faults(str(tmp_path / name)) for name in ("whole", "cut"))
-    assert cut == whole and [line["step"] for line in whole] == [5, 10, 14, 25]
+    assert cut == whole and [line["step"] for line in whole] == [5, 10, 14, 20]
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
@@ -355,6 +361,17 @@ def test_a_run_that_went_back_is_resumed_without_these_examples(tmp_path, quick,
     run(longer, {10: SPIKE}, until=STEPS + 2)
     assert losses(tmp_path / "cut")[-1][0] == STEPS + 2
     assert Checkpoints(longer, "fingerprint").faults(STEPS + 2)["skipped"] == [8, 9, 10]
+
+
+def test_checkpoints_of_what_was_taken_back_are_gone(tmp_path, quick):
+    config = make_config(tmp_path, train={"rewind": True})
+    run(config, {10: SPIKE}, until=11)  # at its last step it goes back, behind the checkpoint of 9
+    checkpoints = Checkpoints(config, "fingerprint")
+    assert checkpoints.steps() == [3, 6, 9, 11]
+    assert [len(checkpoints.faults(step)["skipped"]) for step in (3, 6, 9, 11)] == [0, 0, 3, 3]
+    checkpoints.delete_after(6)
+    assert checkpoints.steps() == kept(tmp_path) == [3, 6]
+    checkpoints.close()
 
 
 def test_a_run_without_a_checkpoint_goes_on(tmp_path):

@@ -96,7 +96,9 @@ def gradient(config, batch, *, kind="mesh", devices=1, micro_batches=1, shard_pa
             parallel.shards, parallel.axis_name, micro_batches, parallel.gather, parallel.scatter
         ),
     )
-    state = TrainState(jnp.zeros((), jnp.int32), model.init(0), {}, jax.random.PRNGKey(3))
+    params = model.init(0)
+    none = jax.tree.map(jnp.zeros_like, optimizer.split(params, phases[0].moving)[0])
+    state = TrainState(jnp.zeros((), jnp.int32), params, none, jax.random.PRNGKey(3))
     state, metrics = parallel.compile(step)(parallel.place_state(state), parallel.place(batch))
     return float(metrics["train/loss"]), jax.device_get(state.opt_state)
 
