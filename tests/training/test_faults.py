@@ -3,6 +3,8 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -390,6 +392,21 @@ def test_a_run_goes_back_ten_times_and_then_ends(tmp_path):
     assert [line["skipped"] for line in lines if line["fault"] == "rewind"] == [
         [n] for n in range(4, 14)
     ]
+
+
+def test_lines_of_what_comes_again_are_dropped(tmp_path):
+    """A process was killed at step 8, its newest checkpoint is of step 5, with batch 1 left out."""
+    lines = [
+        {"step": 2, "fault": "rewind", "skipped": [1]},
+        {"step": 3, "fault": "non-finite"},
+        {"step": 4, "fault": "rewind", "skipped": [6]},  # no checkpoint knows of it
+        {"step": 7, "fault": "spike"},
+    ]
+    text = "\n".join([*map(json.dumps, lines), '{"step": 8, "fau'])
+    (tmp_path / "faults.jsonl").write_text(text)
+    checkpoints: Any = SimpleNamespace(faults=lambda step: {"skipped": [1]} if step == 5 else {})
+    watch = faults.Watch(make_config(tmp_path), 5, checkpoints)
+    assert faults.read_faults(str(tmp_path)) == lines[:2] and watch.skipped == (1,)
 
 
 def test_broken_records_are_written_once(tmp_path):
