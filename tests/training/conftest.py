@@ -13,7 +13,7 @@ from tests.training.test_loop import make_config
 STEPS = {4: 0.75, 8: 0.5, 12: None}  # step → metric; kept as the best one, and as the latest two
 
 
-def state_of(step, width=50):
+def state_of(step, width=150):
     values = np.random.default_rng(step).normal(size=(width, width))
     return TrainState(jnp.int32(step), {"w": jnp.asarray(values)}, {}, jnp.zeros(2, jnp.uint32))
 

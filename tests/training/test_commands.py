@@ -48,6 +48,7 @@ def test_verify(workdir, capsys):
         "step 12: ok, N bytes",
     ]
     of_format_1(step_folder(workdir, 4))
+    assert payload(workdir, 8).stat().st_size > 2**16, "too large for a quick look"
     flip(payload(workdir, 8), random.Random(0))
     delete(step_folder(workdir, 12) / "run" / "metadata", None)
     assert cli.main(words) == 1
