@@ -70,16 +70,15 @@ def train(
 ) -> tuple[TrainState, dict[str, float]]:
     """Runs from the state's step to the end of the run.
 
-    A step whose loss or gradient is not finite leaves the state as it was, see `faults`. Closes
-    `checkpoints`, `monitor` and the batches, so that the last save is whole however the run ends.
+    `faults` says what becomes of steps that go wrong. Closes `checkpoints`, `monitor` and the
+    batches, so that the last save is whole however the run ends.
 
     Args:
       config: a resolved config.
       state: from `start_state`.
       parallel: the layout.
       apply_fn: the model.
-      batches_from: first step, batches of the order to leave out → endless batches (numpy, this
-        host's rows) from that step on.
+      batches_from: first step, batches to leave out → endless batches (numpy, this host's rows).
       evaluate: parameters (their average where one is kept) → (metric, value) pairs.
       checkpoints: where states go.
       monitor: where metrics go.

@@ -102,7 +102,8 @@ def run(config, wanted, *, until=STEPS, kind="mesh", examples=None, batches_from
 
 
 def kept(workdir):
-    return sorted(int(path.name) for path in Path(workdir, "checkpoints").iterdir())
+    names = [path.name for path in Path(workdir, "checkpoints").iterdir()]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def losses(workdir):
