@@ -16,7 +16,7 @@ setup() {
   # uv takes the image's own Python where that fits, and fetches one where it is older.
   [ -x venv/bin/python ] || uv venv --python '>=3.11,<3.13' venv
   uv pip install --python venv/bin/python --reinstall-package clip-italian \
-    "clip-italian[data,tpu,wandb] @ $package"
+    "clip-italian[data,tpu,gcs,wandb] @ $package"
 }
 
 # secrets < FILE: tokens for the environment of the training; whole or not at all.

@@ -251,7 +251,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, oldest first, once the last save is whole."""
-        self._manager.wait_until_finished()
+        with self._explaining():
+            self._manager.wait_until_finished()
         return sorted(self._manager.all_steps())
 
     def faults(self, step: int) -> dict[str, Any]:

@@ -37,9 +37,9 @@ def main() -> int:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-    def batches_from(step):
+    def batches_from(step, skipped):
         print("from", step, flush=True)
-        for batch in toy.batches_from(step):
+        for batch in toy.batches_from(step, skipped):
             time.sleep(given.pause)
             yield batch
 

@@ -38,8 +38,8 @@ def work(workdir, steps, kind, shard_params, at, who, fault):
         time.sleep(600)
     distributed.meet("the start", 3)
 
-    def batches_from(step):
-        for number, batch in enumerate(toy.batches_from(step), start=step):
+    def batches_from(step, skipped):
+        for number, batch in enumerate(toy.batches_from(step, skipped), start=step):
             time.sleep(SLOW if fault else 0)
             if number == at:
                 strike(here)
