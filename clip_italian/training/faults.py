@@ -24,6 +24,7 @@ from etils import epath
 
 from clip_italian.batch import batch_number
 from clip_italian.config import Config
+from clip_italian.training import saved
 from clip_italian.training.checkpoint import Checkpoints
 from clip_italian.training.monitor import drop_lines
 
@@ -131,6 +132,7 @@ class Watch:
           values: its metrics.
 
         Raises:
+          ConfigError: the checkpoint to go back to is damaged.
           FloatingPointError: `IN_A_ROW` bad steps, or one more fault after `REWINDS` rewinds.
         """
         self._note_broken(done)
@@ -186,6 +188,7 @@ class Watch:
         return Rewind(step, (*self.skipped, *numbers))
 
     def _go_back(self, rewind: Rewind, facts: Mapping[str, Any]) -> None:
+        saved.check(self._checkpoints.folder, rewind.step)
         rewinds = self._rewinds + 1
         new = rewind.skipped[len(self.skipped) :]
         self._remember(self._checkpoints.faults(rewind.step))

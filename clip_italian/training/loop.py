@@ -10,7 +10,7 @@ import jax
 
 from clip_italian.batch import Batch
 from clip_italian.config import Config
-from clip_italian.training import distributed, optim, saved
+from clip_italian.training import distributed, optim
 from clip_italian.training.checkpoint import Checkpoints
 from clip_italian.training.cost import Costs, Work, work_of
 from clip_italian.training.faults import Examples, Rewind, Watch, check_finite
@@ -112,7 +112,6 @@ def train(
             )
             if not isinstance(end, Rewind):
                 return end
-            saved.check(checkpoints.folder, end.step)
             state = restore(config, parallel, shapes, checkpoints, end.step)
             checkpoints.delete_after(end.step)
             monitor.go_back(end.step)
