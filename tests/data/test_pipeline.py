@@ -88,6 +88,16 @@ def test_starting_later_is_skipping(config, tokenizer, steps):
     assert_equal(take(config, tokenizer, steps)[4:], take(config, tokenizer, 2, first=4))
 
 
+def test_resumed_at_any_step_no_example_is_twice_or_left_out(numbered, tokenizer):
+    """Epochs of three steps: at their ends, and within."""
+    whole = take(numbered, tokenizer, 6)
+    for first in range(6):
+        rest = take(numbered, tokenizer, 6 - first, first=first)
+        assert_equal(whole[first:], rest)
+        ids = [tuple(row) for batch in whole[:first] + rest for row in batch.image_id.tolist()]
+        assert len(set(ids[:48])) == len(set(ids[48:])) == 48
+
+
 def test_seeds_change_everything(config, tokenizer):
     first, second = (take(change(config, seed=seed), tokenizer, 1)[0] for seed in (3, 4))
     assert (first.image_id != second.image_id).any()
