@@ -20,38 +20,6 @@ from clip_italian.training.faults import read_faults
 from clip_italian.training.monitor import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = """
-from clip_italian.config import *
-
-SMALL = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
-config = Config(
-    model=ModelConfig(
-        vision_config=dict(model_type="vit", image_size=32, patch_size=8, **SMALL),
-        text_config=dict(
-            model_type="bert", vocab_size={vocab_size}, max_position_embeddings=48, **SMALL
-        ),
-        tokenizer="{data}/sample/tokenizer",
-        projection_dim=16,
-        learn_logit_scale=True,
-    ),
-    data=DataConfig(data_dir="{data}", max_length=40, reader_threads=2),
-    optim=OptimConfig(learning_rate=1e-3, warmup_steps=2, vision_thaw_step=4),
-    train=TrainConfig(steps=8, batch_size=16, log_every=1, save_every=3, compile_cache=""),
-    eval=EvalConfig(eval_every=4, eval_batch_size=16),
-)
-"""
-
-
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("end_to_end")
-    data = folder / "data"
-    sizes = ["--train_scenes", "60", "--validation_scenes", "20", "--image_size", "32"]
-    assert clip_italian(["prepare", "sample", "--data_dir", str(data), *sizes]) == 0
-    vocab_size = len((data / "sample/tokenizer/vocab.txt").read_text().splitlines())
-    path = folder / "config.py"
-    path.write_text(CONFIG.format(data=data, vocab_size=vocab_size))
-    return path
 
 
 def train(config_file, workdir, *flags):

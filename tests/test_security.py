@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clip_italian.cli import main as clip_italian
-from tests.test_end_to_end import config_file, train  # noqa: F401  (a fixture)
+from tests.test_end_to_end import train
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("clip_italian", "data_prep", "benchmarks")
@@ -68,7 +68,7 @@ def test_each_of_these_is_noticed(line):
 
 
 def test_a_token_of_the_environment_is_in_nothing_that_a_run_writes_or_says(
-    config_file,  # noqa: F811
+    config_file,
     tmp_path,
     monkeypatch,
     caplog,

@@ -8,7 +8,7 @@ import pytest
 
 from clip_italian.training import distributed
 from clip_italian.training.monitor import read_metrics
-from tests.test_end_to_end import config_file, train  # noqa: F401
+from tests.test_end_to_end import train
 from tests.training.test_processes import assert_ok, finish, lines, start
 
 NOTICE = 20  # seconds from SIGTERM to the end
@@ -23,7 +23,7 @@ def run(config, workdir, count, devices, *flags):
     return finish(start(command(config, workdir, *flags), logs, count, devices), logs)
 
 
-def test_a_plan_starts_no_processes(config_file, tmp_path, monkeypatch):  # noqa: F811
+def test_a_plan_starts_no_processes(config_file, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "start", lambda: pytest.fail("started"))
     assert train(config_file, tmp_path, "--dry_run") == 0
     with pytest.raises(SystemExit):
@@ -32,7 +32,7 @@ def test_a_plan_starts_no_processes(config_file, tmp_path, monkeypatch):  # noqa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mesh", "pmap"])
-def test_two_processes_equal_one(config_file, tmp_path, kind):  # noqa: F811
+def test_two_processes_equal_one(config_file, tmp_path, kind):
     flags = ["--parallel", kind]
     one, two = tmp_path / "one", tmp_path / "two"
     assert_ok(*run(config_file, one, 1, 4, *flags))
@@ -48,7 +48,7 @@ def test_two_processes_equal_one(config_file, tmp_path, kind):  # noqa: F811
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 2])
 def test_sigterm_saves_in_time_and_another_number_of_processes_goes_on(
-    config_file,  # noqa: F811
+    config_file,
     tmp_path,
     count,
 ):
