@@ -20,6 +20,7 @@ commands:
   evaluate    models on retrieval, zero-shot, other sets → a report (clip-italian evaluate --help)
   compare     reports of two models, or of several seeds (clip-italian compare --help)
   export      a model → a folder that others can load, and the hub (clip-italian export --help)
+  demo        search pictures with words, in the browser (clip-italian demo --help)
   checkpoint  list what a run has saved, or verify it (clip-italian checkpoint --help)
   launch      train on Cloud TPU VMs (clip-italian launch tpu --help)
 """
@@ -159,6 +160,23 @@ def export(words: Sequence[str]) -> int:
     return 0
 
 
+def demo(words: Sequence[str]) -> int:
+    """`clip-italian demo ...`."""
+    try:
+        from clip_italian.demo import commands
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the demo needs the package {error.name}; install the extras: "
+            "pip install 'clip-italian[data,demo]'"
+        ) from error
+
+    def export_model(run: str, folder: str, tokenizer: str) -> None:
+        export(["--model", run, "--out_dir", folder, "--tokenizer", tokenizer])
+
+    tell = functools.partial(print, flush=True)
+    return commands.run(words, _open_records, export_model, tell)
+
+
 def launch(words: Sequence[str]) -> int:
     """`clip-italian launch tpu ...`."""
     from clip_italian.launch import commands
@@ -179,6 +197,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate,
     "compare": compare,
     "export": export,
+    "demo": demo,
     "checkpoint": checkpoint,
     "launch": launch,
 }

@@ -1,0 +1,113 @@
+"""In front of gradio: sizes of requests, and no address that the server would fetch or follow.
+
+Gradio takes `{"path": "http://..."}` in place of an uploaded file and fetches it, and redirects
+`/file=http://...` anywhere. The page needs neither.
+"""
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from clip_italian.demo.pictures import MAX_BYTES
+
+_FORM = 100_000  # bytes that a multipart form may add to a file
+_MAX_UPLOAD = MAX_BYTES + _FORM
+_MAX_MESSAGE = 300_000  # bytes of any other request: texts, numbers, names of uploaded files
+_ADDRESS = re.compile(r"(file|proxy)=\s*(/*[a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
+_PROTOCOL = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Guard:
+    """An ASGI application around another one."""
+
+    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
+        """Guards `app`."""
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Refuses with 403, 413 or 400, or hands on what it has read."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        asked = f"{path}?{scope.get('query_string', b'').decode('latin-1')}"
+        if _ADDRESS.search(asked) or "/proxy=" in path:
+            await _refuse(send, 403, "addresses are not followed")
+            return
+        upload = path.rstrip("/").endswith("/upload")
+        body = await _read(receive, scope, _MAX_UPLOAD if upload else _MAX_MESSAGE)
+        if body is None:
+            await _refuse(send, 413, "the request is too large; pictures may have 5 MB")
+        elif not upload and _names_address(body):
+            await _refuse(send, 400, "addresses are not fetched; upload the file")
+        else:
+            await self._app(scope, _replay(body, receive), _secured(send))
+
+
+async def _read(receive: Receive, scope: Message, most: int) -> bytes | None:
+    """The whole body; None if it is longer than `most`, whatever its header says."""
+    stated = dict(scope["headers"]).get(b"content-length", b"0")
+    if not stated.isdigit() or int(stated) > most:
+        return None
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > most:
+            return None
+    return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return again
+
+
+def _names_address(body: bytes) -> bool:
+    """Whether some file of a JSON body is an address: gradio would fetch it."""
+    if b'"path"' not in body and b"\\u" not in body:
+        return False
+    try:
+        return _has_address(json.loads(body))
+    except (ValueError, RecursionError):
+        return False  # no JSON: gradio refuses it itself
+
+
+def _has_address(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_has_address, value))
+    if not isinstance(value, dict):
+        return False
+    path = value.get("path")
+    found = isinstance(path, str) and _PROTOCOL.match(path) is not None
+    return found or any(map(_has_address, value.values()))
+
+
+def _secured(send: Send) -> Send:
+    """Adds a header, so that no browser takes an upload for a page."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            extra = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+        await send(message)
+
+    return sent
+
+
+async def _refuse(send: Send, status: int, detail: str) -> None:
+    body = json.dumps({"detail": detail}).encode()
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,106 @@
+"""What the tabs of the page share: the model's answers, checks, picture fields, remarks."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import gradio as gr
+
+from clip_italian.demo import markup, queries
+from clip_italian.demo.answers import Answers
+from clip_italian.demo.pictures import Picture, PictureError, decode, read_upload
+from clip_italian.demo.queries import QueryError
+from clip_italian.demo.words import Words
+
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # events without a name of their own
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+# A press on a picture's button, told to the server as its row.
+_PICK = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('button[data-row]');
+  if (button) trigger('pick', {row: Number(button.dataset.row)});
+});
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What all tabs need.
+
+    Attributes:
+      words: of the page.
+      answers: the model and its index.
+      queries: example queries.
+      rows: rows of example pictures.
+    """
+
+    words: Words
+    answers: Answers
+    queries: Sequence[str]
+    rows: Sequence[int]
+
+    def check(self, text: str | None) -> tuple[str, list[str]]:
+        """A text, cleaned, and remarks about it. Raises `QueryError`."""
+        remarks = queries.check(text, self.answers.model, self.words, self.queries[0])
+        return queries.clean(text), remarks
+
+    def picture(self, path: str | None, row: int | None) -> Picture:
+        """The uploaded picture, else the chosen one. Raises `PictureError`."""
+        if path:
+            return read_upload(path, self.words)
+        if row is None:
+            raise PictureError(self.words.no_picture)
+        if not 0 <= row < len(self.answers.index.keys):
+            raise PictureError(self.words.gone)
+        return decode(self.answers.index.thumbnail(row), self.words)
+
+
+def api(name: str, words: Words) -> dict[str, Any]:
+    """An event that clients may call, by a name of its own on each page."""
+    return {"api_name": name if words.language == "it" else f"{name}_{words.language}"}
+
+
+def buttons() -> Any:
+    """A place for pictures whose buttons trigger `pick` with the row of the picture."""
+    return gr.HTML(js_on_load=_PICK)
+
+
+def picture_fields(page: Page) -> tuple[Any, Any, Any, Any]:
+    """Upload, row of a chosen example, the picture they give, and a place for remarks."""
+    words, index = page.words, page.answers.index
+    upload = gr.File(label=words.upload, type="filepath", height=140)
+    row = gr.State(None)
+    examples = buttons()
+    examples.value = markup.choices(page.rows, index, words)
+    shown = gr.Image(label=words.upload, interactive=False, visible=False, buttons=[], height=260)
+    remarks = gr.HTML()
+
+    def show(path: str | None, chosen: int | None) -> tuple[Any, str]:
+        if not path and chosen is None:
+            return gr.update(value=None, visible=False), ""
+        picture, said = tried(lambda: (page.picture(path, chosen).open(), []), page)
+        return gr.update(value=picture, visible=picture is not None), said
+
+    def choose(event: gr.EventData) -> tuple[Any, int | None, Any, str]:
+        chosen = int(event.row)
+        return None, chosen, *show(None, chosen)
+
+    upload.upload(lambda path: (None, *show(path, None)), upload, [row, shown, remarks], **PRIVATE)
+    upload.clear(lambda: (None, *show(None, None)), None, [row, shown, remarks], **PRIVATE)
+    examples.pick(choose, None, [upload, row, shown, remarks], **PRIVATE)
+    return upload, row, shown, remarks
+
+
+def tried(answer: Callable[[], tuple[_T, list[str]]], page: Page) -> tuple[_T | None, str]:
+    """The answer and its remarks; or nothing, and what was wrong, in words for the user."""
+    try:
+        found, lines = answer()
+    except (QueryError, PictureError) as error:
+        return None, markup.remarks([str(error)], wrong=True)
+    except Exception:
+        _log.exception("a question of the page failed")
+        return None, markup.remarks([page.words.failed], wrong=True)
+    return found, markup.remarks(lines)

@@ -1,0 +1,141 @@
+"""The tabs that begin with a picture: which text fits it, and where a phrase is in it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from clip_italian.demo import markup, queries, where
+from clip_italian.demo.answers import Answers
+from clip_italian.demo.page import PRIVATE, Page, api, picture_fields, tried
+from clip_italian.demo.pictures import Picture
+from clip_italian.demo.queries import QueryError
+from clip_italian.demo.words import Words
+from clip_italian.evaluation.languages import naming
+
+MOST_CANDIDATES = 50
+_BARS = 10
+
+
+def image_to_text(page: Page) -> None:
+    """A picture and candidate texts, and how probable each is."""
+    words, answers = page.words, page.answers
+    upload, row, shown, remarks = picture_fields(page)
+    how = gr.Radio(
+        [(words.typed, "typed"), (words.pack, "pack")], value="typed", label=words.candidates
+    )
+    texts = gr.Textbox(words.typed_default, lines=4, label=words.candidates, info=words.typed_hint)
+    around = gr.Textbox("{}", label=words.template, info=words.template_hint)
+    templates = naming.open_pack("it").templates
+    form = gr.Dropdown(list(templates), value=templates[0], label=words.template, visible=False)
+    button = gr.Button(words.classify, variant="primary")
+    bars = gr.Label(num_top_classes=_BARS, label=words.probabilities)
+    how.change(
+        lambda kind: [gr.update(visible=kind == "typed")] * 2 + [gr.update(visible=kind == "pack")],
+        how,
+        [texts, around, form],
+        **PRIVATE,
+    )
+
+    def classify(
+        path: str | None, chosen: int | None, kind: str, lines: str, phrase: str, template: str
+    ) -> tuple[str, dict[str, float] | None]:
+        def answer() -> tuple[dict[str, float], list[str]]:
+            picture = page.picture(path, chosen)
+            if kind == "pack":
+                names, values = answers.pack_probabilities(picture, template)
+            else:
+                names = _candidates(lines, words)
+                prompts = _prompts(names, phrase, words)
+                values = answers.probabilities(picture, prompts)
+            order = np.argsort(-values, kind="stable")[:_BARS]
+            return {names[i]: float(values[i]) for i in order}, [_scale(answers, words)]
+
+        found, said = tried(answer, page)
+        return said, found
+
+    name = api("classify", words)
+    fields = [upload, row, how, texts, around, form]
+    button.click(classify, fields, [remarks, bars], **name)
+    del shown
+
+
+def localise(page: Page) -> None:
+    """A picture and a phrase, and where in the picture the model finds it."""
+    words, answers = page.words, page.answers
+    upload, row, shown, remarks = picture_fields(page)
+    phrase = gr.Textbox(
+        label=words.phrase,
+        placeholder=words.phrase_hint.format(example=page.queries[0]),
+        max_length=queries.MOST_CHARACTERS,
+    )
+    method = gr.Radio(
+        [(words.tokens, "tokens"), (words.occlusion, "occlusion")],
+        value="tokens",
+        label=words.method,
+    )
+    opacity = gr.Slider(0, 1, 0.6, step=0.05, label=words.opacity)
+    button = gr.Button(words.locate, variant="primary")
+    seen = gr.Image(
+        label=words.heat_map, interactive=False, format="jpeg", buttons=[], elem_classes="heat"
+    )
+    gr.HTML(markup.legend(words, where.COLORS))
+    heat = gr.State(None, time_to_live=3600)  # the picture and its map, for other opacities
+
+    def locate(
+        path: str | None, chosen: int | None, text: str, how: str, opaque: float
+    ) -> tuple[str, Any, Any]:
+        def answer() -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
+            picture = page.picture(path, chosen)
+            asked, lines = page.check(text)
+            pixels, heat = np.asarray(picture.open()), _heat(answers, picture, asked, how)
+            flat = [words.flat] if np.ptp(heat) < 1e-6 else []
+            told = words.heat_map_of.format(phrase=asked)
+            return (pixels, where.on_picture(heat, *pixels.shape[:2])), [told, *flat, *lines]
+
+        found, said = tried(answer, page)
+        return said, found and blend(found, opaque), found
+
+    def blend(found: tuple[np.ndarray, np.ndarray] | None, opaque: float) -> Any:
+        if found is None:
+            return None
+        return Image.fromarray(where.overlay(*found, min(max(float(opaque), 0.0), 1.0)))
+
+    fields = [upload, row, phrase, method, opacity]
+    button.click(locate, fields, [remarks, seen, heat], **api("locate", words))
+    phrase.submit(locate, fields, [remarks, seen, heat], **PRIVATE)
+    opacity.release(blend, [heat, opacity], seen, show_progress="hidden", **PRIVATE)
+    del shown
+
+
+def _candidates(lines: str, words: Words) -> list[str]:
+    names = list(dict.fromkeys(filter(None, map(queries.clean, (lines or "").splitlines()))))
+    if len(names) < 2:
+        raise QueryError(words.few_candidates)
+    if len(names) > MOST_CANDIDATES:
+        raise QueryError(words.many_candidates.format(most=MOST_CANDIDATES, count=len(names)))
+    return names
+
+
+def _prompts(names: Sequence[str], phrase: str, words: Words) -> list[str]:
+    around = queries.clean(phrase)
+    before, mark, after = around.partition("{}")
+    if not mark or set("{}") & set(before + after):
+        raise QueryError(words.bad_template)
+    return [f"{before}{name}{after}" for name in names]
+
+
+def _scale(answers: Answers, words: Words) -> str:
+    scale, bias = f"{answers.encoder.logit_scale:.2f}", answers.encoder.logit_bias
+    if bias is None:
+        return words.scale.format(scale=scale)
+    return words.sigmoid_scale.format(scale=scale, bias=f"{bias:.2f}")
+
+
+def _heat(answers: Answers, picture: Picture, phrase: str, how: str) -> np.ndarray:
+    pixels, text = answers.pixels(picture), answers.text_embeds(phrase)
+    if how == "occlusion":
+        return where.occlusion(pixels, text, answers.encoder.encode_pixels)
+    return where.token_similarity(answers.encoder.patch_embeds(pixels[None])[0], text)

@@ -1,0 +1,91 @@
+"""Uploaded pictures: what may be one is decoded once and turned upright, all else is refused."""
+
+import dataclasses
+import io
+import os
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from clip_italian.demo.words import Words
+
+MAX_BYTES = 5 * 1000 * 1000  # of an upload
+MAX_PIXELS = 50_000_000
+SIDE = 768  # longest side that is kept, pixels: enough for every tower and for the page
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_HEAD = 1024  # bytes in which a text file shows what it is
+
+
+class PictureError(ValueError):
+    """An upload that cannot be used; says so in the words of the page."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture to work on.
+
+    Attributes:
+      data: PNG, upright, RGB, no side longer than `SIDE`.
+      width: pixels.
+      height: pixels.
+    """
+
+    data: bytes
+    width: int
+    height: int
+
+    def open(self) -> Image.Image:
+        """As an RGB image."""
+        return Image.open(io.BytesIO(self.data)).convert("RGB")
+
+
+def read_upload(path: str | os.PathLike[str], words: Words) -> Picture:
+    """A file → a picture. Its name and suffix are not looked at.
+
+    Raises:
+      PictureError: too large, empty, no JPEG, PNG or WebP, too many pixels, or damaged.
+    """
+    size = os.path.getsize(path)
+    if size > MAX_BYTES:
+        raise PictureError(words.too_large.format(size=f"{size / 1e6:.1f} MB"))
+    return decode(Path(path).read_bytes(), words)
+
+
+def decode(data: bytes, words: Words) -> Picture:
+    """Encoded picture → the same upright, in RGB, at most `SIDE` pixels long; see `read_upload`.
+
+    An animation gives its first frame; transparent parts become white.
+    """
+    if not data:
+        raise PictureError(words.empty_file)
+    if b"<svg" in data[:_HEAD].lower():
+        raise PictureError(words.svg)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of Pillow, about sizes that we check
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise PictureError(words.too_many_pixels.format(megapixels=">50", most=50)) from error
+    except Exception as error:  # parsers of hostile bytes raise nearly anything
+        raise PictureError(words.no_image) from error
+    if image.width * image.height > MAX_PIXELS:
+        megapixels = f"{image.width * image.height / 1e6:.0f}"
+        raise PictureError(words.too_many_pixels.format(megapixels=megapixels, most=50))
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            image.draft("RGB", (SIDE, SIDE))  # a JPEG is decoded no larger than needed
+            image.load()
+            return _picture(ImageOps.exif_transpose(image))
+    except Exception as error:
+        raise PictureError(words.broken) from error
+
+
+def _picture(image: Image.Image) -> Picture:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    image.save(data, "PNG", compress_level=1)
+    return Picture(data.getvalue(), image.width, image.height)
