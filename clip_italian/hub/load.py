@@ -1,17 +1,16 @@
 """A run, an exported folder or a hub id → a model with its parameters, and that as an encoder."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
 from flax.traverse_util import flatten_dict
 
 from clip_italian import flags
+from clip_italian.batch import ImageBatch
 from clip_italian.collection import Collection, ReadImages
 from clip_italian.config import (
     Config,
@@ -21,7 +20,12 @@ from clip_italian.config import (
     ModelConfig,
     resolve,
 )
-from clip_italian.data.tokens import Tokenizer, check_vocabulary, load_tokenizer
+from clip_italian.data.tokens import (
+    Tokenizer,
+    check_vocabulary,
+    load_tokenizer,
+    ragged_encoder,
+)
 from clip_italian.evaluation import encode
 from clip_italian.evaluation.encoders import (
     config_facts,
@@ -30,16 +34,14 @@ from clip_italian.evaluation.encoders import (
     split_run,
     tokenizer_facts,
 )
+from clip_italian.hub import checkpoints
 from clip_italian.model import dual_encoder
 from clip_italian.model.model import Model
 from clip_italian.model.towers import build
-from clip_italian.training import saved
-from clip_italian.training.checkpoint import FORMAT_VERSION, describe
 from clip_italian.training.parallel import make_parallel
 
+_NO_LIMIT = 2**31 - 1  # tokens
 _VERSION = 2  # of fingerprints; raise it when pixels, tokens or pooling of a run come out changed
-# Fields that decide what the parameters mean.
-_MEANING = (*(field.name for field in dataclasses.fields(ModelConfig)), "loss", "max_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +123,7 @@ def load_run(path: str, *, tokenizer: str = "") -> LoadedModel:
     folder, choice = split_run(path)
     config = flags.load(str(Path(folder, "config.py")))
     model = build(own_description(config.model), loss=config.loss.loss)
-    step, params = _restore(folder, choice, config, model.shapes())
+    step, params = checkpoints.restore(folder, choice, config, model.shapes())
     words = load_tokenizer(tokenizer) if tokenizer else _own_tokenizer(config.model, folder)
     check_vocabulary(words, model.vocab_size)
     name = f"{Path(folder).resolve().name}@{step}"
@@ -138,84 +140,23 @@ def _own_tokenizer(model: ModelConfig, folder: str) -> Tokenizer:
         ) from error
 
 
-def _restore(
-    folder: str, choice: str, config: Config, shapes: dict[str, Any]
-) -> tuple[int, dict[str, Any]]:
-    """The chosen step and its parameters (their average, where it keeps one) as numpy arrays."""
-    place = epath.Path(folder).resolve() / "checkpoints"
-    if not place.is_dir():
-        raise ConfigError(f"{folder} holds no folder `checkpoints`; name the folder of a run")
-    step = _choose(place, folder, choice, config.eval.best_metric)
-    # Neither makes nor cleans up anything: the run may still be training and writing here. Nor
-    # does it read the metrics of other steps, which may be damaged.
-    options = ocp.CheckpointManagerOptions(
-        create=False, cleanup_tmp_directories=False, lightweight_initialize=True
-    )
-    with ocp.CheckpointManager(place, options=options) as manager:
-        run = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-        _check(run, config, f"{folder}, step {step}")
-        leaf = ocp.RestoreArgs(restore_type=np.ndarray)
-        part = "ema" if config.optim.ema_decay else "params"
-        wanted = ocp.args.PyTreeRestore(
-            item={part: shapes},
-            restore_args={part: jax.tree.map(lambda _: leaf, shapes)},
-            partial_restore=True,
-        )
-        state = manager.restore(step, args=ocp.args.Composite(state=wanted))["state"]
-    return step, state[part]
-
-
-def _choose(place: epath.Path, folder: str, choice: str, metric: str) -> int:
-    """The step, whose files are as they were saved: asked for none, the newest of which that holds.
-
-    A damaged one that was asked for is an error: another one would pass for it.
-    """
-    steps = saved.steps(place)
-    if choice == "best":
-        for step in steps:
-            saved.check(place, step, quick=True)  # whose metrics decide
-        found = saved.best(place, metric)
-        if found is None:
-            raise ConfigError(f"{folder}: no checkpoint has been evaluated by {metric!r}")
-        choice = str(found[0])
-    if not steps:
-        raise ConfigError(f"{folder} holds no whole checkpoint yet")
-    if not choice:
-        newest, damaged = saved.newest_whole(place)
-        if newest is None:
-            raise ConfigError(f"all checkpoints of {folder} are DAMAGED: steps {sorted(damaged)}")
-        return newest
-    step = int(choice)
-    if step not in steps:
-        raise ConfigError(f"{folder} holds no checkpoint of step {step}; it has {steps}")
-    saved.check(place, step)
-    return step
-
-
-def _check(saved: dict[str, Any], config: Config, where: str) -> None:
-    """Refuses a newer format, and a `config.py` that is not the checkpoint's."""
-    if saved["format_version"] > FORMAT_VERSION:
-        raise ConfigError(
-            f"{where} was written by a newer version (checkpoint format "
-            f"{saved['format_version']}, this one reads up to {FORMAT_VERSION}); upgrade to read it"
-        )
-    then, now = saved["config"], describe(config, "")["config"]
-    # A field that did not exist then has its default now.
-    changed = [name for name in _MEANING if name in then and then[name] != now[name]]
-    if changed:
-        raise ConfigError(
-            f"{where} does not belong to the config.py beside it: {', '.join(changed)} differ"
-        )
-
-
 class RunEncoder:
-    """A loaded model as an `evaluation.encoders.Encoder`, on all devices of this host."""
+    """A loaded model as an `evaluation.encoders.Encoder`, on all devices of this host.
+
+    Attributes:
+      name: of the model.
+      fingerprint: sha256 (hex) over all that decides its vectors.
+      image_size: height and width of the pictures it takes, in pixels.
+      max_length: tokens of a text that it reads, special ones included.
+      logit_scale: factor on cosine similarities, as a plain number.
+      logit_bias: added to them then by a model of the sigmoid loss; None for any other.
+    """
 
     def __init__(self, run: LoadedModel, *, batch_size: int = 0) -> None:
         """Puts the parameters on the devices.
 
         Args:
-          run: from `load_model`.
+          run: from `load_model`. Parameters that lie on the only device already are not copied.
           batch_size: rows over all devices, rounded up to a multiple of their number; 0 takes the
             run's `eval_batch_size`.
         """
@@ -227,9 +168,16 @@ class RunEncoder:
         self._run = run
         self._params = layout.replicate(run.params)
         self._image = layout.compile_rows(run.model.encode_image)
+        self._patches = layout.compile_rows(run.model.encode_patches)
         self._text = layout.compile_rows(run.model.encode_text)
+        self._lengths = ragged_encoder(run.tokenizer, _NO_LIMIT)
         self.name = run.name
         self.fingerprint = fingerprint(run)
+        self.image_size = run.model.image_size
+        self.max_length = run.config.data.max_length
+        self.logit_scale = math.exp(run.params["logit_scale"])
+        bias = run.params.get("logit_bias")
+        self.logit_bias = None if bias is None else float(bias)
 
     def encode_images(self, read: ReadImages, names: Sequence[str]) -> np.ndarray:
         """See `Encoder`."""
@@ -240,6 +188,55 @@ class RunEncoder:
         """What `encode_images` gives the model: uint8 [images, height, width, 3]."""
         batches = self._set(read, names).image_batches()
         return np.concatenate([batch.pixel_values[batch.mask] for batch in batches])
+
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Embeds pictures that are cut and resized already, as `pixels` gives them.
+
+        Args:
+          pixels: uint8 [n, image_size, image_size, 3], n at least 1.
+
+        Returns:
+          float32 [n, dim], L2-normalised.
+
+        Raises:
+          ConfigError: they have another size or type.
+          ValueError: there are none.
+        """
+        return self._encode_pixels(self._image, pixels)
+
+    def patch_embeds(self, pixels: np.ndarray) -> np.ndarray:
+        """Embeds the patches of pictures, see `HybridClip.encode_patches`.
+
+        Args:
+          pixels: as `encode_pixels` takes them.
+
+        Returns:
+          float32 [n, rows, columns, dim], L2-normalised, patches from top left.
+
+        Raises:
+          ConfigError: they have another size or type.
+          ValueError: there are none.
+        """
+        shape: tuple[int, ...] = ()
+
+        def flat(params: Any, pixels: np.ndarray) -> Any:
+            nonlocal shape
+            embeds = self._patches(params, pixels)
+            shape = embeds.shape[1:]
+            return embeds.reshape(len(embeds), -1)
+
+        return self._encode_pixels(flat, pixels).reshape(-1, *shape)
+
+    def _encode_pixels(self, encode_batch: Callable, pixels: np.ndarray) -> np.ndarray:
+        rows, last = self._config.eval.eval_batch_size, len(pixels) - 1
+        starts = range(0, len(pixels), rows)
+        numbers = (np.arange(start, start + rows) for start in starts)
+        batches = (ImageBatch(pixels[np.minimum(some, last)], some <= last) for some in numbers)
+        return encode.encode_images(lambda batch: encode_batch(self._params, batch), batches)
+
+    def token_counts(self, texts: Sequence[str]) -> np.ndarray:
+        """int64 [texts]: tokens each would need whole; beyond `max_length` they are cut off."""
+        return self._lengths(texts)[1]
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """See `Encoder`."""

@@ -5,6 +5,7 @@ The parameter tree is that of transformers' `FlaxVisionTextDualEncoderModule`: `
 `logit_bias` when the loss wants one.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ class HybridClip(nn.Module):
       text_model: Flax module, called with `text_inputs`.
       vision_pool: the vision tower's outputs → [n, width].
       text_pool: the text tower's outputs → [n, width].
+      vision_pool_tokens: the vision tower, and its outputs on all tokens → [n, 1 + patches, width].
       text_inputs: a token group → keyword arguments of the text tower.
       vision_running: how the vision tower's layers run.
       text_running: how the text tower's layers run.
@@ -64,6 +66,7 @@ class HybridClip(nn.Module):
     text_model: nn.Module
     vision_pool: Callable[[Any], Array]
     text_pool: Callable[[Any], Array]
+    vision_pool_tokens: Callable[[nn.Module, Any], Array]
     text_inputs: Callable[[TokenGroup], dict[str, Array]]
     vision_running: Running
     text_running: Running
@@ -136,6 +139,35 @@ class HybridClip(nn.Module):
         Raises:
           ConfigError: the images have another size than the tower's, or another type.
         """
+        pixels = self._normalised_pixels(pixel_values)
+        with running(self.vision_running, deterministic=deterministic):
+            pooled = self.vision_pool(self.vision_model(pixels, deterministic=deterministic))
+        return pooled.astype(jnp.float32)
+
+    def encode_patches(self, pixel_values: Array) -> Array:
+        """Each patch as if it were what the tower pools: where in a picture is what a text says?
+
+        Args:
+          pixel_values: uint8 [n, height, width, 3].
+
+        Returns:
+          float32 [n, rows, columns, projection_dim], L2-normalised, patches from top left.
+
+        Raises:
+          ConfigError: the images have another size than the tower's, or another type.
+        """
+        pixels = self._normalised_pixels(pixel_values)
+        # Where only the first token is wanted the last layer leaves the patches out.
+        whole = dataclasses.replace(self.vision_running, attended=())
+        with running(whole, deterministic=True):
+            outputs = self.vision_model(pixels, deterministic=True)
+            tokens = self.vision_pool_tokens(self.vision_model, outputs)
+        images, length, width = tokens.shape
+        side = math.isqrt(length - 1)
+        patches = tokens[:, 1:].reshape(images, side, side, width).astype(jnp.float32)
+        return _normalised(self.visual_projection(patches))
+
+    def _normalised_pixels(self, pixel_values: Array) -> Array:
         expected = (self.image_size, self.image_size, 3)
         if pixel_values.shape[1:] != expected or pixel_values.dtype != jnp.uint8:
             raise ConfigError(
@@ -147,10 +179,7 @@ class HybridClip(nn.Module):
             jnp.asarray(constants, jnp.float32).reshape(1, 1, 1, 3)
             for constants in (self.image_mean, self.image_std)
         )
-        pixels = (pixel_values.astype(jnp.float32) / 255 - mean) / std
-        with running(self.vision_running, deterministic=deterministic):
-            pooled = self.vision_pool(self.vision_model(pixels, deterministic=deterministic))
-        return pooled.astype(jnp.float32)
+        return (pixel_values.astype(jnp.float32) / 255 - mean) / std
 
     def pool_text(
         self, text: tuple[TokenGroup, ...], deterministic: bool = True, shards: int = 1

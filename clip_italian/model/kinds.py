@@ -59,6 +59,8 @@ class Kind:
       may_lack: first parts of weights that a checkpoint may lack (they start random).
       inputs: text: configuration and token group → the module's keyword arguments.
       offset: text: configuration → rows of the position table before the first position.
+      pool_tokens: vision: the module and its outputs → [n, tokens, width], every token of the last
+        layer pooled as `pool` does the first one.
       positions: vision: name of the table that `image_size` resizes; empty where there is none.
       pooled: the module has a pooled output of its own, which `VisionTextDualEncoder` needs.
       image_mean: vision: what the kind's processor takes by default.
@@ -76,6 +78,7 @@ class Kind:
     may_lack: tuple[str, ...] = ("pooler",)
     inputs: Callable[[Any, TokenGroup], dict[str, Array]] | None = None
     offset: Callable[[Any], int] = lambda config: 0
+    pool_tokens: Callable[[Any, Any], Array] | None = None
     positions: str = "embeddings.position_embeddings"
     pooled: bool = True
     image_mean: tuple[float, ...] = HALF
@@ -113,6 +116,25 @@ def _first_token(outputs: Any) -> Array:
     return outputs.last_hidden_state[:, 0]
 
 
+def _pool_alone(tower: Any, outputs: Any) -> Array:
+    """By the tower's own pooler, as if a token were [CLS] and the only patch of its picture.
+
+    So it holds for poolers of [CLS], ViT's and BEiT's, and for BEiT's mean over patches.
+    """
+    hidden = outputs.last_hidden_state
+    alone = hidden.reshape(-1, 1, hidden.shape[-1])
+    return tower.pooler(jnp.concatenate([alone, alone], axis=1)).reshape(*hidden.shape[:2], -1)
+
+
+def _post_layernorm(tower: Any, outputs: Any) -> Array:
+    return tower.vision_model.post_layernorm(outputs.last_hidden_state)
+
+
+def _normed_already(tower: Any, outputs: Any) -> Array:
+    del tower
+    return outputs.last_hidden_state
+
+
 def _bert_inputs(config: Any, tokens: TokenGroup) -> dict[str, Array]:
     del config
     ids = tokens.input_ids
@@ -138,6 +160,7 @@ _CLIP = {
     "module": FlaxCLIPVisionModule,
     "layer": FlaxCLIPEncoderLayer,
     "pool": _pooler_output,
+    "pool_tokens": _post_layernorm,
     "dropout": ("attention_dropout",),
     "attended": ("k_proj", "v_proj"),
     "may_lack": (),
@@ -155,18 +178,18 @@ _ROBERTA = {
 KINDS: dict[str, Kind] = {
     "vit": Kind(
         "vision", FlaxViTModule, FlaxViTLayer, ViTConfig.from_dict, _pooler_output, ("vit",),
-        attended=("query", "key", "value"),
+        attended=("query", "key", "value"), pool_tokens=_pool_alone,
     ),
     "clip_vision_model": Kind(config=CLIPVisionConfig.from_dict, **_CLIP),
     "clip": Kind(config=_clip_vision_config, **_CLIP),
     "dinov2": Kind(
         "vision", FlaxDinov2Module, FlaxDinov2Layer, _dinov2_config, _pooler_output, ("dinov2",),
         attended=("query", "key", "value"), may_lack=(), image_mean=IMAGENET_MEAN,
-        image_std=IMAGENET_STD,
+        image_std=IMAGENET_STD, pool_tokens=_normed_already,
     ),
     "beit": Kind(
         "vision", FlaxBeitModule, FlaxBeitLayer, _beit_config, _pooler_output, ("beit",),
-        attended=(), may_lack=(), positions="",
+        attended=(), may_lack=(), pool_tokens=_pool_alone, positions="",
     ),
     "bert": Kind(
         "text", FlaxBertModule, FlaxBertLayer, BertConfig.from_dict, _pooler_output, ("bert",),

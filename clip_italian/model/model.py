@@ -123,6 +123,10 @@ class Model:
         """Parameters and uint8 [n, height, width, 3] → float32 [n, projection_dim]."""
         return self.module.apply({"params": params}, pixel_values, method="encode_image")
 
+    def encode_patches(self, params: Any, pixel_values: Array) -> Array:
+        """Parameters and uint8 [n, height, width, 3] → float32 [n, rows, columns, dim]."""
+        return self.module.apply({"params": params}, pixel_values, method="encode_patches")
+
     def encode_text(self, params: Any, tokens: TokenGroup) -> Array:
         """Parameters and int32 [n, length] → float32 [n, projection_dim]."""
         return self.module.apply({"params": params}, (tokens,), method="encode_text")

@@ -21,6 +21,7 @@ from clip_italian.hub.load import RunEncoder, load_run
 from clip_italian.model.towers import build
 from clip_italian.training import manifest
 from clip_italian.training.checkpoint import FORMAT_VERSION, Checkpoints
+from clip_italian.training.parallel import make_parallel
 from clip_italian.training.step import TrainState
 from tests.data.conftest import make_tokenizer
 from tests.model.checkpoints import assert_equal_trees, random_like
@@ -289,6 +290,72 @@ def test_texts_are_embedded_as_the_model_does(run, encoder):
     expected = np.asarray(jax.jit(model.encode_text)(params[6], group))
     np.testing.assert_allclose(embeds, expected, atol=1e-5)
     assert np.abs(expected[1:5] - expected[0]).max(axis=1).min() > 0.01
+
+
+@pytest.mark.parametrize("images", [1, 8, 11])
+def test_pixels_are_embedded_as_images_are(encoder, images):
+    pixels = np.random.default_rng(1).integers(0, 256, (images, 32, 32, 3)).astype(np.uint8)
+    names = [str(i) for i in range(images)]
+    expected = encoder.encode_images(lambda some: [png(pixels[i]) for i in some], names)
+    embeds = encoder.encode_pixels(pixels)
+    assert embeds.dtype == np.float32
+    np.testing.assert_allclose(embeds, expected, atol=1e-6)
+
+
+def test_patches_are_embedded_as_the_model_does(run, encoder):
+    _, config, params = run
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3)).astype(np.uint8)
+    model = build(config.model, loss="infonce")
+    expected = np.asarray(jax.jit(model.encode_patches)(params[6], pixels))
+    embeds = encoder.patch_embeds(pixels)
+    assert embeds.shape == (11, 2, 2, 16) and embeds.dtype == np.float32
+    np.testing.assert_allclose(embeds, expected, atol=1e-5)
+    assert np.abs(expected - expected[0, 0, 0]).max() > 0.05, "patches can be told apart"
+
+
+@pytest.mark.parametrize("method", ["encode_pixels", "patch_embeds"])
+def test_pixels_of_another_shape_are_refused(encoder, method):
+    take = getattr(encoder, method)
+    with pytest.raises(ConfigError, match=r"takes uint8 \[n, 32, 32, 3\]"):
+        take(np.zeros((2, 16, 16, 3), np.uint8))
+    with pytest.raises(ConfigError, match="pixel_values are float32"):
+        take(np.zeros((2, 32, 32, 3), np.float32))
+    with pytest.raises(ValueError, match="nothing to encode"):
+        take(np.zeros((0, 32, 32, 3), np.uint8))
+
+
+def test_tokens_are_counted_whole(encoder):
+    texts = ["", "un gatto", "un cane " * 20, "un cane nero dorme"]
+    counts = encoder.token_counts(texts)
+    assert counts.tolist() == [2, 4, 42, 6] and counts.dtype == np.int64
+    assert encoder.max_length == 8 and encoder.token_counts([]).shape == (0,)
+    np.testing.assert_array_equal(*encoder.encode_texts([texts[2], "un cane " * 3]))
+
+
+def test_an_encoder_says_its_scale_and_bias(run, encoder):
+    _, _, params = run
+    assert encoder.image_size == 32 and encoder.logit_bias is None
+    assert encoder.logit_scale == pytest.approx(np.exp(params[6]["logit_scale"]))
+    loaded = load_run(str(run[0]))
+    numbers = {"logit_scale": np.log(np.float32(7)), "logit_bias": np.float32(-3)}
+    sigmoid = RunEncoder(dataclasses.replace(loaded, params=loaded.params | numbers))
+    assert sigmoid.logit_scale == pytest.approx(7) and sigmoid.logit_bias == -3
+    assert {type(sigmoid.logit_scale), type(sigmoid.logit_bias)} == {float}
+
+
+def test_parameters_on_the_devices_are_not_copied(run):
+    loaded = load_run(str(run[0]))
+    params = make_parallel("mesh").replicate(loaded.params)
+    loaded = dataclasses.replace(loaded, params=params)
+    pointers = [
+        [
+            shard.data.unsafe_buffer_pointer()
+            for leaf in jax.tree.leaves(tree)
+            for shard in leaf.addressable_shards
+        ]
+        for tree in (params, RunEncoder(loaded)._params, RunEncoder(loaded)._params)
+    ]
+    assert pointers[0] == pointers[1] == pointers[2]
 
 
 def test_a_broken_image_is_named(encoder):
