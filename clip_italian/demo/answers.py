@@ -13,7 +13,7 @@ from clip_italian.evaluation import zero_shot
 from clip_italian.evaluation.languages import naming
 from clip_italian.hub.load import LoadedModel, RunEncoder
 
-NEAR_DUPLICATE = 0.97  # cosine from which two pictures count as nearly the same
+NEAR_DUPLICATE = 0.98  # cosine from which two pictures count as nearly the same
 NEGATIVE_WEIGHT = 0.5  # of the text that pictures must not show
 MOST_RESULTS = 48
 _WIDER = 8  # times more pictures are looked at than shown, when some are folded

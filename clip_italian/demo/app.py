@@ -1,7 +1,9 @@
 """The web demo: one page in Italian, one in English, behind a guard."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import fastapi
 import gradio as gr
@@ -18,6 +20,12 @@ WAITING = 100  # requests in the queue; further ones are told to come again
 AT_ONCE = 4  # requests worked on at a time
 _EXAMPLES = 6
 _OLD = 3600  # seconds after which uploads and pictures of answers are deleted
+# Screen readers choose their voice by the language, and gradio calls every page English. It also
+# keeps a second, invisible row of tabs to measure them, which the keyboard must not reach.
+_ON_LOAD = """() => {
+  document.documentElement.lang = '%s';
+  document.querySelectorAll('.tab-container[aria-hidden="true"]').forEach(row => row.inert = true);
+}"""
 _CSS = Path(__file__).parent / "templates" / "page.css"
 
 
@@ -30,27 +38,49 @@ def make_app(answers: Answers, other: Answers | None = None) -> fastapi.FastAPI:
       answers: the model and its index.
       other: a second model with its index of the same pictures, to compare.
     """
-    # System fonts: nothing is loaded from elsewhere.
-    fonts = ["system-ui", "sans-serif"]
-    theme = gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
     blocks = make_blocks(answers, other)
     blocks.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
-    app = gr.mount_gradio_app(
-        fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        blocks,
-        path="/",
-        allowed_paths=[],
-        max_file_size=MAX_BYTES,
-        ssr_mode=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        show_error=False,
-        footer_links=["gradio"],
-        theme=theme,
-        css_paths=_CSS,
-    )
+    with warnings.catch_warnings():
+        # It says so of every page beside another, asked for or not.
+        warnings.filterwarnings("ignore", message="SSR mode is not supported")
+        app = gr.mount_gradio_app(
+            fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+            blocks,
+            path="/",
+            allowed_paths=[],
+            max_file_size=MAX_BYTES,
+            ssr_mode=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            show_error=False,
+            footer_links=["gradio"],
+            theme=_theme(),
+            css_paths=_CSS,
+        )
     app.add_middleware(Guard)
     return app
+
+
+def _theme() -> Any:
+    """Gradio's own, with system fonts (nothing is loaded from elsewhere) and more contrast."""
+    theme = gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace"]
+    )
+    return theme.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_800",
+        color_accent="*primary_700",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
 
 
 def make_blocks(answers: Answers, other: Answers | None = None) -> gr.Blocks:
@@ -72,14 +102,16 @@ def example_rows(index: Index, count: int = _EXAMPLES) -> list[int]:
     return [place * len(index.keys) // count for place in range(count)]
 
 
-def example_queries(index: Index, rows: Sequence[int], words: Words) -> list[str]:
-    """The shortest caption of each of these pictures; where there are none, common phrases."""
+def example_captions(index: Index, rows: Sequence[int]) -> list[str]:
+    """The shortest caption of each of these pictures, where it has any."""
     captions = [min(index.captions[row], key=len) for row in rows if index.captions[row]]
-    return list(dict.fromkeys(captions)) or list(words.example_queries)
+    return list(dict.fromkeys(captions))
 
 
 def _page(words: Words, answers: Answers, other: Answers | None, rows: Sequence[int]) -> None:
-    page = Page(words, answers, example_queries(answers.index, rows, words), rows)
+    captions = example_captions(answers.index, rows)
+    candidates = captions if len(captions) > 1 else words.candidate_texts
+    page = Page(words, answers, captions or words.example_queries, candidates, rows)
     count = words.pictures.format(count=f"{len(answers.index.keys):,}")
     gr.Markdown(f"# {words.title}\n{words.intro}")
     gr.Markdown(f"{words.model} **{answers.model.name}** · {count}")
@@ -94,5 +126,4 @@ def _page(words: Words, answers: Answers, other: Answers | None, rows: Sequence[
             search_tabs.compare(page, other)
     context = gr.context.Context.root_block
     assert context is not None
-    # Screen readers choose their voice by it; gradio calls every page English.
-    context.load(None, js=f"() => {{ document.documentElement.lang = '{words.language}'; }}")
+    context.load(None, js=_ON_LOAD % words.language)

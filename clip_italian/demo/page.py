@@ -34,12 +34,14 @@ class Page:
       words: of the page.
       answers: the model and its index.
       queries: example queries.
+      candidates: texts to choose among for a picture.
       rows: rows of example pictures.
     """
 
     words: Words
     answers: Answers
     queries: Sequence[str]
+    candidates: Sequence[str]
     rows: Sequence[int]
 
     def check(self, text: str | None) -> tuple[str, list[str]]:

@@ -26,12 +26,12 @@ def image_to_text(page: Page) -> None:
     how = gr.Radio(
         [(words.typed, "typed"), (words.pack, "pack")], value="typed", label=words.candidates
     )
-    texts = gr.Textbox(words.typed_default, lines=4, label=words.candidates, info=words.typed_hint)
+    texts = gr.Textbox("\n".join(page.candidates), lines=4, label=words.candidates, info=words.typed_hint)
     around = gr.Textbox("{}", label=words.template, info=words.template_hint)
     templates = naming.open_pack("it").templates
     form = gr.Dropdown(list(templates), value=templates[0], label=words.template, visible=False)
     button = gr.Button(words.classify, variant="primary")
-    bars = gr.Label(num_top_classes=_BARS, label=words.probabilities)
+    bars = gr.Label(num_top_classes=_BARS, label=words.probabilities, visible=False)
     how.change(
         lambda kind: [gr.update(visible=kind == "typed")] * 2 + [gr.update(visible=kind == "pack")],
         how,
@@ -41,7 +41,7 @@ def image_to_text(page: Page) -> None:
 
     def classify(
         path: str | None, chosen: int | None, kind: str, lines: str, phrase: str, template: str
-    ) -> tuple[str, dict[str, float] | None]:
+    ) -> tuple[str, Any]:
         def answer() -> tuple[dict[str, float], list[str]]:
             picture = page.picture(path, chosen)
             if kind == "pack":
@@ -54,7 +54,7 @@ def image_to_text(page: Page) -> None:
             return {names[i]: float(values[i]) for i in order}, [_scale(answers, words)]
 
         found, said = tried(answer, page)
-        return said, found
+        return said, gr.update(value=found, visible=found is not None)
 
     name = api("classify", words)
     fields = [upload, row, how, texts, around, form]
@@ -79,14 +79,14 @@ def localise(page: Page) -> None:
     opacity = gr.Slider(0, 1, 0.6, step=0.05, label=words.opacity)
     button = gr.Button(words.locate, variant="primary")
     seen = gr.Image(
-        label=words.heat_map, interactive=False, format="jpeg", buttons=[], elem_classes="heat"
+        label=words.heat_map, interactive=False, format="jpeg", buttons=[], visible=False
     )
-    gr.HTML(markup.legend(words, where.COLORS))
+    scale = gr.HTML(markup.legend(words, where.COLORS), visible=False)
     heat = gr.State(None, time_to_live=3600)  # the picture and its map, for other opacities
 
     def locate(
         path: str | None, chosen: int | None, text: str, how: str, opaque: float
-    ) -> tuple[str, Any, Any]:
+    ) -> tuple[str, Any, Any, Any]:
         def answer() -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
             picture = page.picture(path, chosen)
             asked, lines = page.check(text)
@@ -96,16 +96,18 @@ def localise(page: Page) -> None:
             return (pixels, where.on_picture(heat, *pixels.shape[:2])), [told, *flat, *lines]
 
         found, said = tried(answer, page)
-        return said, found and blend(found, opaque), found
+        there = gr.update(visible=found is not None)
+        return said, blend(found, opaque), there, found
 
     def blend(found: tuple[np.ndarray, np.ndarray] | None, opaque: float) -> Any:
         if found is None:
-            return None
-        return Image.fromarray(where.overlay(*found, min(max(float(opaque), 0.0), 1.0)))
+            return gr.update(value=None, visible=False)
+        image = Image.fromarray(where.overlay(*found, min(max(float(opaque), 0.0), 1.0)))
+        return gr.update(value=image, visible=True)
 
     fields = [upload, row, phrase, method, opacity]
-    button.click(locate, fields, [remarks, seen, heat], **api("locate", words))
-    phrase.submit(locate, fields, [remarks, seen, heat], **PRIVATE)
+    button.click(locate, fields, [remarks, seen, scale, heat], **api("locate", words))
+    phrase.submit(locate, fields, [remarks, seen, scale, heat], **PRIVATE)
     opacity.release(blend, [heat, opacity], seen, show_progress="hidden", **PRIVATE)
     del shown
 

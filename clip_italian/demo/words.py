@@ -47,7 +47,6 @@ class Words:
     typed: str
     pack: str
     typed_hint: str
-    typed_default: str
     template: str
     template_hint: str
     classify: str
@@ -90,6 +89,7 @@ class Words:
     gone: str
     failed: str
     example_queries: tuple[str, ...]
+    candidate_texts: tuple[str, ...]
 
 
 ITALIAN = Words(
@@ -129,7 +129,6 @@ ITALIAN = Words(
     typed="Le scrivo io",
     pack="Le 1.000 classi di ImageNet in italiano",
     typed_hint="una per riga",
-    typed_default="un cane\nun gatto\nuna bicicletta",
     template="Frase attorno alle parole",
     template_hint="{} sta per la parola, come la scrivi",
     classify="Classifica",
@@ -174,6 +173,7 @@ ITALIAN = Words(
         "un piatto di pasta al pomodoro",
         "una strada di notte sotto la pioggia",
     ),
+    candidate_texts=("un cane", "un gatto", "una bicicletta", "un piatto di pasta"),
 )
 
 ENGLISH = Words(
@@ -213,7 +213,6 @@ ENGLISH = Words(
     typed="I write them",
     pack="The 1,000 classes of ImageNet in Italian",
     typed_hint="one a line, in Italian",
-    typed_default="un cane\nun gatto\nuna bicicletta",
     template="Phrase around the words",
     template_hint="{} stands for the word, as you write it",
     classify="Classify",
@@ -253,6 +252,7 @@ ENGLISH = Words(
     gone="This example is gone: load the page again.",
     failed="Something went wrong. Try again; if it goes on, the server's log says why.",
     example_queries=ITALIAN.example_queries,
+    candidate_texts=ITALIAN.candidate_texts,
 )
 
 LANGUAGES: Mapping[str, Words] = {"it": ITALIAN, "en": ENGLISH}
