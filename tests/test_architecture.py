@@ -114,7 +114,7 @@ ONLY_IN = {
     "deepl": ("data_prep.deepl",),
     "datasets": ("data_prep.tables",),
     "gradio": ("clip_italian.demo",),
-    "faiss": ("clip_italian.demo",),
+    "faiss": ("clip_italian.demo.approximate",),
     "onnxruntime": ("clip_italian.demo", "clip_italian.hub"),
 }
 # The only modules that name the towers' Flax classes, and the one that reads an export with them.
