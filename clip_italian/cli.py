@@ -20,6 +20,7 @@ commands:
   evaluate    models on retrieval, zero-shot, other sets → a report (clip-italian evaluate --help)
   compare     reports of two models, or of several seeds (clip-italian compare --help)
   export      a model → a folder that others can load, and the hub (clip-italian export --help)
+  index       pictures → an index for the demo, kept up to date (clip-italian index --help)
   demo        search pictures with words, in the browser (clip-italian demo --help)
   checkpoint  list what a run has saved, or verify it (clip-italian checkpoint --help)
   launch      train on Cloud TPU VMs (clip-italian launch tpu --help)
@@ -83,12 +84,7 @@ def evaluate(words: Sequence[str]) -> int:
     from clip_italian.evaluation import commands
     from data_prep.translate import TranslationError  # needs no extra
 
-    def open_run(path: str, tokenizer: str, batch_size: int) -> Any:
-        from clip_italian.hub import load
-
-        return load.RunEncoder(load.load_model(path, tokenizer=tokenizer), batch_size=batch_size)
-
-    rooms = commands.Rooms(open_run, _open_records, _open_tfds, _translator)
+    rooms = commands.Rooms(_open_run, _open_records, _open_tfds, _translator)
     try:
         print(commands.evaluate(words, rooms))
     except ModuleNotFoundError as error:
@@ -100,6 +96,12 @@ def evaluate(words: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _open_run(path: str, tokenizer: str, batch_size: int) -> Any:
+    from clip_italian.hub import load
+
+    return load.RunEncoder(load.load_model(path, tokenizer=tokenizer), batch_size=batch_size)
 
 
 def _open_records(data_dir: str, source: str, split: str) -> Any:
@@ -160,6 +162,20 @@ def export(words: Sequence[str]) -> int:
     return 0
 
 
+def index(words: Sequence[str]) -> int:
+    """`clip-italian index ...`."""
+    from clip_italian.demo import index_commands
+
+    try:
+        print(index_commands.run(words, index_commands.Rooms(_open_run, _open_records)))
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"this index needs the package {error.name}; install the extras: "
+            "pip install 'clip-italian[data,demo]'"
+        ) from error
+    return 0
+
+
 def demo(words: Sequence[str]) -> int:
     """`clip-italian demo ...`."""
     try:
@@ -197,6 +213,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate,
     "compare": compare,
     "export": export,
+    "index": index,
     "demo": demo,
     "checkpoint": checkpoint,
     "launch": launch,

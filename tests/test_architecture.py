@@ -109,13 +109,13 @@ ONLY_IN = {
     "wandb": ("clip_italian.training.tracking",),
     "ray": ("data_prep.engine",),
     "duckdb": ("data_prep.decide", "data_prep.duplicates"),
-    "lingua": ("data_prep.filters",),
+    "lingua": ("data_prep.filters", "clip_italian.demo.queries"),
     "spacy": ("data_prep.filters",),
     "deepl": ("data_prep.deepl",),
     "datasets": ("data_prep.tables",),
     "gradio": ("clip_italian.demo",),
-    "faiss": ("clip_italian.demo",),
-    "onnxruntime": ("clip_italian.demo", "clip_italian.hub"),
+    "faiss": ("clip_italian.demo.approximate",),
+    "onnxruntime": ("clip_italian.hub",),
 }
 # The only modules that name the towers' Flax classes, and the one that reads an export with them.
 FLAX_TOWERS = ("clip_italian.model.kinds", "clip_italian.model.towers", "clip_italian.hub.readers")

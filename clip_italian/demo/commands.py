@@ -5,11 +5,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import tyro
-
 from clip_italian.config import ConfigError
 from clip_italian.demo import building, index_commands, serving, sources, space
 from clip_italian.demo.answers import Answers
+from clip_italian.evaluation.commands import parse
 from clip_italian.evaluation.encoders import is_run
 from clip_italian.hub.load import LoadedModel, RunEncoder, load_model
 
@@ -60,13 +59,7 @@ def run(
     Raises:
       ConfigError: a flag cannot be used, or model and pictures cannot be read.
     """
-    flags = tyro.cli(
-        Demo,
-        args=list(words),
-        prog="clip-italian demo",
-        use_underscores=True,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    flags: Demo = parse(Demo, words, "demo")
     if (flags.model, flags.images) == SAMPLE and not all(map(Path.exists, map(Path, SAMPLE))):
         raise ConfigError(
             "the sample is not there yet; make it and train on it, or name --model and --images:\n"
@@ -79,6 +72,8 @@ def run(
         return 0
     answers = _answers(flags, flags.model, pictures, tell)
     other = _answers(flags, flags.compare, pictures, tell) if flags.compare else None
+    shown = "127.0.0.1" if flags.host == "0.0.0.0" else flags.host
+    tell(f"the demo is at http://{shown}:{flags.port}/ (English: /en); Ctrl-C ends it")
     serving.serve(answers, other, host=flags.host, port=flags.port)
     return 0
 

@@ -26,7 +26,8 @@ def image_to_text(page: Page) -> None:
     how = gr.Radio(
         [(words.typed, "typed"), (words.pack, "pack")], value="typed", label=words.candidates
     )
-    texts = gr.Textbox("\n".join(page.candidates), lines=4, label=words.candidates, info=words.typed_hint)
+    lines = "\n".join(page.candidates)
+    texts = gr.Textbox(lines, lines=4, label=words.candidates, info=words.typed_hint)
     around = gr.Textbox("{}", label=words.template, info=words.template_hint)
     templates = naming.open_pack("it").templates
     form = gr.Dropdown(list(templates), value=templates[0], label=words.template, visible=False)

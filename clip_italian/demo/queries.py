@@ -55,7 +55,8 @@ def _length(query: str, model: LoadedModel, words: Words) -> list[str]:
 def _language(query: str, words: Words) -> list[str]:
     if len(query.split()) < 2:  # a single word may be of any language
         return []
-    found = {one.language: one.value for one in _detector().compute_language_confidence_values(query)}
+    confidences = _detector().compute_language_confidence_values(query)
+    found = {one.language: one.value for one in confidences}
     best = max(found, key=found.__getitem__)
     if found[best] < max(_SURE, _TIMES * found[lingua.Language.ITALIAN]):
         return []

@@ -1,7 +1,6 @@
 """A model with an index → the demo, served."""
 
 import dataclasses
-import logging
 
 import jax
 import uvicorn
@@ -10,8 +9,6 @@ from clip_italian.demo.answers import Answers
 from clip_italian.demo.app import make_app
 from clip_italian.demo.index import open_index
 from clip_italian.hub.load import LoadedModel, RunEncoder, load_model
-
-_log = logging.getLogger(__name__)
 
 
 def open_answers(model: str, index_dir: str, *, tokenizer: str = "") -> Answers:
@@ -42,6 +39,4 @@ def serve(answers: Answers, other: Answers | None = None, *, host: str, port: in
       host: address to listen at; "127.0.0.1" lets only this machine in.
       port: likewise.
     """
-    shown = "127.0.0.1" if host == "0.0.0.0" else host
-    print(f"the demo is at http://{shown}:{port}/ (English: /en); Ctrl-C ends it", flush=True)
     uvicorn.run(make_app(answers, other), host=host, port=port, log_level="warning")

@@ -102,7 +102,7 @@ def _gather(
             bar.update(stop - start)
         else:
             chunk = np.asarray(encode(start, stop), np.float32)
-            wrong = _fault(chunk, stop - start, dim)
+            wrong = fault(chunk, stop - start, dim)
             if wrong:
                 raise ValueError(f"embeddings {start} to {stop}: {wrong}")
             if path is not None:
@@ -114,8 +114,14 @@ def _gather(
     return rows
 
 
-def _fault(chunk: np.ndarray, count: int, dim: int | None) -> str:
-    """What is wrong with a chunk, or nothing."""
+def fault(chunk: np.ndarray, count: int, dim: int | None) -> str:
+    """What is wrong with embeddings, or nothing.
+
+    Args:
+      chunk: to be float32 [count, dim], finite, rows of length 1.
+      count: how many rows there must be.
+      dim: their width; None allows any.
+    """
     if chunk.dtype != np.float32 or chunk.ndim != 2 or len(chunk) != count:
         return f"{chunk.dtype} {chunk.shape}, not float32 ({count}, dim)"
     if dim not in (None, chunk.shape[1]):
@@ -132,7 +138,7 @@ def _read(path: Path, count: int, dim: int | None) -> np.ndarray | None:
         # Mapped, so that a header that claims too much takes no memory; it reads no pickles.
         chunk = np.lib.format.open_memmap(path, mode="r")
         with np.errstate(invalid="ignore"):
-            wrong = _fault(chunk, count, dim)
+            wrong = fault(chunk, count, dim)
     except FileNotFoundError:
         return None
     except Exception as error:  # numpy raises many kinds at a header that is no header

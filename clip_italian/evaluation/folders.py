@@ -48,7 +48,7 @@ def open_folder(path: str | Path, *, name: str = "", labels: str | Path = "") ->
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigError(f"no folder of labelled images at {str(folder)!r}")
-    images, others = _find_images(folder)
+    images, others = find_images(folder)
     table = Path(labels) if labels else next((folder / t for t in TABLES if t in others), None)
     class_of = _read_table(table, images) if table else _folder_classes(folder, images, others)
     if not images:
@@ -192,11 +192,19 @@ def file_name(text: str) -> str:
     return re.sub(r"\W+", "_", text).strip("_") or "images"
 
 
-def _find_images(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Images below a folder, name within it → path, sorted; and the names of all other files."""
+def find_images(folder: Path, *, links: bool = True) -> tuple[dict[str, Path], list[str]]:
+    """Images below a folder, name within it → path, sorted; and the names of all other files.
+
+    Args:
+      folder: to look in; what is hidden in it is passed over.
+      links: enter folders that are symbolic links; otherwise they count as other files.
+    """
     images, others = {}, []
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=links):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        if not links:
+            linked = (Path(place, name) for name in folders)
+            others += [p.relative_to(folder).as_posix() for p in linked if p.is_symlink()]
         for path in (Path(place, name) for name in names if not name.startswith(".")):
             key = path.relative_to(folder).as_posix()
             if path.suffix.lower() in SUFFIXES:
@@ -255,10 +263,10 @@ def _read_table(table: Path, images: Mapping[str, Path]) -> dict[str, str]:
 
 def _read_image(path: str) -> bytes:
     data = Path(path).read_bytes()
-    return data if data.startswith(_JPEG) else _on_white(data)
+    return data if data.startswith(_JPEG) else on_white(data)
 
 
-def _on_white(data: bytes) -> bytes:
+def on_white(data: bytes) -> bytes:
     """Encoded image without transparency: what lies below is any colour, most often black."""
     try:
         image = Image.open(io.BytesIO(data))
