@@ -94,7 +94,7 @@ def localise(page: Page) -> None:
             pixels, heat = np.asarray(picture.open()), _heat(answers, picture, asked, how)
             flat = [words.flat] if np.ptp(heat) < 1e-6 else []
             told = words.heat_map_of.format(phrase=asked)
-            return (pixels, where.on_picture(heat, *pixels.shape[:2])), [told, *flat, *lines]
+            return (pixels, where.on_whole_picture(heat, *pixels.shape[:2])), [told, *flat, *lines]
 
         found, said = tried(answer, page)
         there = gr.update(visible=found is not None)
@@ -140,5 +140,5 @@ def _scale(answers: Answers, words: Words) -> str:
 def _heat(answers: Answers, picture: Picture, phrase: str, how: str) -> np.ndarray:
     pixels, text = answers.pixels(picture), answers.text_embeds(phrase)
     if how == "occlusion":
-        return where.occlusion(pixels, text, answers.encoder.encode_pixels)
+        return where.occlusion(answers.encoder.encode_pixels, pixels, text)
     return where.token_similarity(answers.encoder.patch_embeds(pixels[None])[0], text)

@@ -15,10 +15,16 @@ _LEFT_OUT = ("flax_model.msgpack", "onnx")  # of an export: the demo reads the o
 
 _APP = '''"""Starts the demo: `pip install -r requirements.txt`, then `python app.py`."""
 
-from clip_italian.demo.serving import open_answers, serve
+import os
+from pathlib import Path
+
+os.chdir(Path(__file__).parent)
+
+from clip_italian.demo.serving import open_answers, serve  # noqa: E402
 
 if __name__ == "__main__":
-    serve(open_answers({model!r}, "index"), host="0.0.0.0", port=7860)
+    port = int(os.environ.get("PORT", "7860"))
+    serve(open_answers({model!r}, {index!r}), host="0.0.0.0", port=port)
 '''
 _README = """---
 title: {title}
@@ -87,7 +93,7 @@ def write_files(space: Path, *, model: str, name: str, title: str, count: int) -
         python="3.11",
     )
     (space / "README.md").write_text(readme, encoding="utf-8")
-    (space / "app.py").write_text(_APP.format(model=model), encoding="utf-8")
+    (space / "app.py").write_text(_APP.format(model=model, index=INDEX), encoding="utf-8")
     (space / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
     (space / ".gitattributes").write_text(_ATTRIBUTES, encoding="utf-8")
 
