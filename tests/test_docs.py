@@ -5,6 +5,8 @@ import http.server
 import io
 import json
 import re
+import shlex
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ from clip_italian.data.records import open_split, parse_record, write_records
 from data_prep.sample import tokenizer_files, train_tokenizer
 from tests.data.conftest import record
 from tests.data_prep.tiny_marian import sentences, write_checkpoint
+from tests.demo.test_space import page
 from tests.hub.test_commands import CAPTIONS, make_run
 from tests.model.checkpoints import tower_weights, write_folder
 from tests.tiny import TINY_BERT, TINY_VIT
@@ -158,3 +161,35 @@ def test_export(tmp_path):
     assert '"you/clip-italian"' in card
     assert (tmp_path / "exports" / "clip_italian" / "evaluation.json").exists()
     assert (tmp_path / "runs" / "second_stage" / "report.json").exists()
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    records = [record(n, "sample", captions=[text]) for n, text in enumerate(CAPTIONS * 4)]
+    write_records(
+        tmp_path / "data" / "sample", {"train": records, "validation": records[:5]}, name="sample"
+    )
+    make_run(tmp_path / "runs" / "sample", "data", source="sample")
+    blocks = list(commands((ROOT / "docs" / "demo.md").read_text(encoding="utf-8")))
+    serve, *others = blocks
+    assert len(others) == 2
+    for command in others:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "spaces" / "sample" / "model" / "model.safetensors").exists()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [*shlex.split(serve), "--port", str(port)]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    try:
+        assert "CLIP-Italian" in page(f"http://127.0.0.1:{port}/", process)
+        assert "CLIP-Italian" in page(f"http://127.0.0.1:{port}/en", process)
+    finally:
+        process.terminate()
+        process.wait(60)

@@ -11,7 +11,8 @@ from clip_italian.config import ConfigError
 
 MODEL, INDEX = "model", "index"  # folders in it
 _EXTRAS = ("data", "demo")
-_LEFT_OUT = ("flax_model.msgpack", "onnx")  # of an export: the demo reads the other weights
+# Of an export: the demo reads the other weights, and needs no account of the training.
+_LEFT_OUT = ("flax_model.msgpack", "onnx", "training_config.py")
 
 _APP = '''"""Starts the demo: `pip install -r requirements.txt`, then `python app.py`."""
 
