@@ -14,6 +14,7 @@ from benchmarks import (
     layer,
     measure,
     peers_2021,
+    pointing,
     scaling,
     sections,
     startup,
@@ -58,6 +59,21 @@ def test_stored_lengths_are_those_of_the_plan_of_work():
     assert counts.sum() == 8_486
     assert lengths.mean() == pytest.approx(14.36, abs=0.005)
     assert np.percentile(lengths, [50, 95, 99, 100]).tolist() == [14, 20, 25, 61]
+
+
+def test_the_pointing_game_by_hand():
+    heat = np.array([[0.1, 0.9, 0.2, 0.0], [0.9, 0.3, 0.1, 0.2]])
+    np.testing.assert_allclose(pointing.peak(heat), [0.375, 0.25])  # x, y; the first of two
+    halves = np.array([[0, 0, 0.5, 1]]), np.array([[0.5, 0, 1, 0.5], [0.5, 0.5, 1, 1]])
+    corner = np.array([[0.75, 0.75, 1, 1]])
+    phrases = pointing.Phrases(list("abc"), np.array([0, 0, 1]), [*halves, corner])
+    points = np.array([[0.2, 0.9], [0.4, 0.9], [0.8, 0.74]])
+    found = pointing.score(points, phrases)
+    assert found["accuracy"] == pytest.approx(1 / 3) and found["other"] == pytest.approx(1 / 3)
+    assert found["low"] == 0 and found["high"] == 0.5  # draws: scene 0, both, or scene 1 alone
+    chance = pointing.expected(phrases)
+    assert chance["accuracy"] == pytest.approx((0.5 + 0.5 + 1 / 16) / 3)
+    assert chance["other"] == pytest.approx((0.5 + 0.5 + 0) / 3)
 
 
 @pytest.mark.real_data

@@ -147,6 +147,11 @@ class HybridClip(nn.Module):
     def encode_patches(self, pixel_values: Array) -> Array:
         """Each patch as if it were what the tower pools: where in a picture is what a text says?
 
+        A tower that pools its first token has never been asked for what its last layer makes of
+        patches. What that token takes from each of them is their values: so each patch goes
+        through that layer with attention to itself alone, as in MaskCLIP (arXiv:2112.01071).
+        Towers that pool patches (BEiT) are taken as they are.
+
         Args:
           pixel_values: uint8 [n, height, width, 3].
 
@@ -157,9 +162,9 @@ class HybridClip(nn.Module):
           ConfigError: the images have another size than the tower's, or another type.
         """
         pixels = self._normalised_pixels(pixel_values)
-        # Where only the first token is wanted the last layer leaves the patches out.
-        whole = dataclasses.replace(self.vision_running, attended=())
-        with running(whole, deterministic=True):
+        pools_first = bool(self.vision_running.attended)
+        how = dataclasses.replace(self.vision_running, attended=(), alone=pools_first)
+        with running(how, deterministic=True):
             outputs = self.vision_model(pixels, deterministic=True)
             tokens = self.vision_pool_tokens(self.vision_model, outputs)
         images, length, width = tokens.shape

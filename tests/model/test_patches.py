@@ -1,3 +1,6 @@
+import contextlib
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,66 +32,83 @@ def model_of(name, **fields):
     return model, random_like(model.shapes())
 
 
+def whole(module, images):
+    """The vision tower as transformers runs it, outside of `running`."""
+    with jax.numpy_rank_promotion("allow"):
+        return module.vision_model(module._normalised_pixels(images))
+
+
+def embeds_of(module, tokens):
+    vectors = module.visual_projection(tokens)
+    return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
 @every_tower
-def test_the_pooled_token_taken_as_a_patch_is_the_picture(name):
+def test_the_token_that_a_tower_pools_comes_out_as_its_picture(name):
     model, params = model_of(name)
-    pool_tokens = model.module.vision_pool_tokens
-
-    def pooled_for_all(tower, outputs):
-        hidden = outputs.last_hidden_state
-        assert hidden.shape == (3, 5, 32), "all tokens, not the first alone"
-        pooled = hidden[:, 1:].mean(1) if name == "beit" else hidden[:, 0]
-        same = jnp.broadcast_to(pooled[:, None], hidden.shape)
-        return pool_tokens(tower, outputs.replace(last_hidden_state=same))
-
-    module = model.module.clone(vision_pool_tokens=pooled_for_all)
     images = pixels(3)
-    patches = jax.jit(lambda p: module.apply({"params": p}, images, method="encode_patches"))(
-        params
-    )
-    whole = np.asarray(run(model, params, images, method="encode_image"))
-    expected = np.broadcast_to(whole[:, None, None], (3, 2, 2, 16))
-    np.testing.assert_allclose(patches, expected, atol=1e-6)
-    assert np.abs(whole - whole[0]).max() > 0.01, "pictures can be told apart"
+
+    def pooled(module, images):
+        outputs = whole(module, images)
+        hidden = outputs.last_hidden_state
+        token = hidden[:, 1:].mean(1, keepdims=True) if name == "beit" else hidden[:, :1]
+        with jax.numpy_rank_promotion("allow"):
+            tokens = module.vision_pool_tokens(
+                module.vision_model, outputs.replace(last_hidden_state=token)
+            )
+        return embeds_of(module, tokens[:, 0])
+
+    found = run(model, params, images, method=pooled)
+    expected = np.asarray(run(model, params, images, method="encode_image"))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(expected - expected[0]).max() > 0.01, "pictures can be told apart"
+
+
+def values_alone(next_fun, args, kwargs, context):
+    """Last layer: the values take the place of attention's output."""
+    module = context.module
+    if context.method_name == "__call__" and "1" in module.path:
+        if type(module).__name__.endswith("SelfAttention"):
+            return (module.value(args[0]),)
+        if type(module).__name__ == "FlaxCLIPAttention":
+            return (module.out_proj(module.v_proj(kwargs["hidden_states"])),)
+    return next_fun(*args, **kwargs)
 
 
 @every_tower
-def test_patches_are_those_of_whole_layers(name):
-    """Against the tower run as transformers does, outside of `running`."""
+def test_patches_are_the_values_of_the_last_layer_or_where_pooled_themselves_whole(name):
     model, params = model_of(name)
     images = pixels(3)
 
     def plain(module, images):
+        with contextlib.ExitStack() as stack:
+            if "beit" not in name:
+                stack.enter_context(nn.intercept_methods(values_alone))
+            outputs = whole(module, images)
         with jax.numpy_rank_promotion("allow"):
-            outputs = module.vision_model(module._normalised_pixels(images))
             tokens = module.vision_pool_tokens(module.vision_model, outputs)[:, 1:]
-            return module.visual_projection(tokens).reshape(3, 2, 2, 16)
+        return embeds_of(module, tokens).reshape(3, 2, 2, 16)
 
     expected = run(model, params, images, method=plain)
-    expected = expected / np.linalg.norm(expected, axis=-1, keepdims=True)
     patches = run(model, params, images, method="encode_patches")
     assert patches.shape == (3, 2, 2, 16) and patches.dtype == jnp.float32
     np.testing.assert_allclose(patches, expected, atol=1e-6)
-    assert np.ptp(np.asarray(patches).reshape(3, 4, 16), axis=1).min() > 1e-3, "patches differ"
+    assert np.ptp(np.asarray(patches).reshape(3, 4, 16), axis=1).max(1).min() > 1e-2
 
 
 @every_tower
 @pytest.mark.parametrize("place", [(0, 2), (1, 2), (2, 1)])
 def test_patches_lie_as_in_the_picture(name, place):
     model, params = model_of(name, num_hidden_layers=1, image_size=48)
-    # Attention that hardly mixes: what a patch says is mostly its own.
-    quiet = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf * (0.1 if "value" in str(path) or "v_proj" in str(path) else 1),
-        params,
-    )
     row, column = (16 * number for number in place)
     images = np.full((2, 48, 48, 3), 90, np.uint8)
     images[1, row : row + 16, column : column + 16] = (200, 30, 30)
-    patches = np.asarray(run(model, quiet, images, method="encode_patches"))
+    patches = np.asarray(run(model, params, images, method="encode_patches"))
     moved = np.abs(patches[1] - patches[0]).sum(-1)
     assert patches.shape == (2, 3, 3, 16)
     assert np.unravel_index(moved.argmax(), moved.shape) == place
-    assert np.sort(moved, axis=None)[-2] < moved.max() / 2
+    if "beit" not in name:  # with one layer a patch says what is in its own place, and nothing else
+        assert np.count_nonzero(moved > 1e-6) == 1
 
 
 def test_patches_in_bfloat16_come_out_as_float32():
