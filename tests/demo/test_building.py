@@ -256,6 +256,7 @@ def test_other_pictures_are_refused_and_moved_ones_are_not(place):
     encoder = Colours()
     update_index(place / "index", folder_pictures(place / "moved"), encoder)
     assert encoder.seen == []
+    assert manifest(place)["pictures"] == f"folder {place / 'moved'}"
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(place):

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +133,18 @@ def test_another_models_index_is_refused(made):
 def test_no_index_says_how_to_make_one(tmp_path):
     with pytest.raises(ConfigError, match=r"no index of pictures at .*clip-italian index --model"):
         open_index(tmp_path / "none")
+
+
+def test_an_index_of_format_1_is_read(tmp_path):
+    """Written by version 0.1.0 from pictures 1 to 3; the last one was no picture."""
+    folder = Path(__file__).parent / "fixtures" / "index_1"
+    verify(folder)
+    index = open_index(folder, "f" * 64)
+    assert index.keys == ["001.png", "002.png"] and index.captions == [[], []]
+    np.testing.assert_allclose(index.image_embeds, [vector(1), vector(2)], atol=1e-6)
+    assert index.thumbnail(1).startswith(b"\xff\xd8\xff")
+    manifest = storage.read_manifest(folder)
+    assert manifest is not None and manifest.rejected[0].reason == "not a JPEG, PNG or WebP"
 
 
 def test_a_newer_format_is_refused(folder):
