@@ -85,7 +85,7 @@ def _thumbnail(data: bytes) -> bytes:
     if image.mode.startswith("I;16"):  # which Pillow does not convert
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("RGB")
-    scale = min(1.0, SIDE / min(image.size), LONGEST / max(image.size))
+    scale = min(SIDE / min(image.size), LONGEST / max(image.size))
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.HAMMING)

@@ -224,7 +224,7 @@ def test_no_pickle_is_loaded(folder, tmp_path):
     assert not touched.exists()
 
 
-@pytest.mark.parametrize("offsets", [[0, 5, 3], [1, 4, 9], [0, 4, 8], [0, 4, 99], [0, 9]])
+@pytest.mark.parametrize("offsets", [[0, 12, 9], [0, 0, 9], [1, 4, 9], [0, 4, 99], [0, 9]])
 def test_offsets_beyond_the_thumbnails_are_refused(tmp_path, offsets, monkeypatch):
     facts = parts.Facts(["a", "b"], ["", ""], ["", ""], [[], []])
     rows = parts.Rows(facts, unit(np.ones((2, 4))), [b"1234", b"12345"])
