@@ -11,6 +11,7 @@ import pytest
 from benchmarks import (
     checkpoints,
     gpu,
+    index,
     layer,
     measure,
     peers_2021,
@@ -255,3 +256,26 @@ def test_a_save_is_timed_and_leaves_nothing(tmp_path):
     assert 0 < row["of it SHA-256, s"] < row["checkpoint is whole after, s"]
     assert row["steps meanwhile"] >= 1 and row["checkpoint, GB"] > 3 * 640 * 4 * 0.5 / 1e9
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_is_measured_on_vectors_as_drawn(tmp_path, monkeypatch):
+    from clip_italian.demo import approximate
+
+    monkeypatch.setattr(approximate, "HNSW_FROM", 200)
+    monkeypatch.setattr(index, "CENTRES", 5)
+    monkeypatch.setattr(index, "QUERIES", 20)
+    found = index.run(300, 64, tmp_path)
+    assert found["kind"].startswith("hnsw") and found["all on disk, MB"] > found["parts, MB"] > 0.1
+    assert min(value for name, value in found.items() if "recall" in name) > 0.8
+    assert all(found[f"{name} query, p50, ms"] > 0 for name in ("exact", "approximate"))
+
+    encoder = index.Drawn(300, 64)
+    pictures = encoder.encode_images(lambda some: [], [str(number) for number in range(300)])
+    texts = encoder.encode_texts([""] * 200)
+    for rows in (pictures, texts):
+        assert rows.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    near, far = np.sort(pictures @ pictures[0])[[-2, 0]]
+    assert near > 0.3 > far, "there are clusters"
+    assert (texts @ texts.T).mean() > 0.5, "texts lie together"
+    assert abs((texts @ pictures.T).mean()) < 0.2, "and elsewhere than pictures"

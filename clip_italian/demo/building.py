@@ -92,12 +92,16 @@ def update_index(
         manifest = _begin(folder, pictures, encoder)
         plan = planning.make_plan(folder, manifest, pictures, part_rows)
         stale = manifest.approximate if plan.groups else None
-        if plan.rejected != manifest.rejected or stale:
-            near = None if stale else manifest.approximate
-            manifest = dataclasses.replace(manifest, rejected=plan.rejected, approximate=near)
-            storage.write_manifest(folder, manifest)
-            storage.remove_leftovers(folder, manifest)
-        manifest, placed = _carry_out(folder, manifest, plan, pictures, encoder)
+        begun = dataclasses.replace(
+            manifest,
+            pictures=pictures.title,
+            rejected=plan.rejected,
+            approximate=None if stale else manifest.approximate,
+        )
+        if begun != manifest:
+            storage.write_manifest(folder, begun)
+            storage.remove_leftovers(folder, begun)
+        manifest, placed = _carry_out(folder, begun, plan, pictures, encoder)
     return Summary(
         added=len(placed - plan.known),
         kept=plan.kept,

@@ -20,8 +20,7 @@ class IndexOptions:
     approximate: bool = False
     """Add an approximate index if there are so many pictures that exact search is slow."""
     least_recall: float = 0.95
-    """recall@10 against exact search that the approximate index must reach, for pictures and for
-    texts."""
+    """recall@10 against exact search that it must reach, of pictures and of texts as queries."""
     verify: bool = False
     """Only check the files of the index against their sums; nothing is written."""
     tokenizer: str = ""

@@ -14,6 +14,7 @@ from clip_italian.evaluation.folders import on_white
 MAX_BYTES, MAX_PIXELS = 20 * 1000 * 1000, 50 * 1000 * 1000
 SIDE, LONGEST = 256, 1024  # pixels: most of a thumbnail's shorter side, and of its longer one
 _FORMATS = ("JPEG", "PNG", "WEBP")
+_BEGIN = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 _ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -55,7 +56,7 @@ def check(data: bytes) -> Picture | str:
         except Image.DecompressionBombError:  # Pillow's own limit, 179 megapixels
             return "over 50 megapixels"
         except Exception:  # parsers of hostile bytes raise nearly anything
-            return "not a JPEG, PNG or WebP"
+            return "damaged picture" if data.startswith(_BEGIN) else "not a JPEG, PNG or WebP"
         if header.width * header.height > MAX_PIXELS:
             return "over 50 megapixels"
         try:
@@ -84,7 +85,7 @@ def _thumbnail(data: bytes) -> bytes:
     if image.mode.startswith("I;16"):  # which Pillow does not convert
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("RGB")
-    scale = min(1.0, SIDE / min(image.size), LONGEST / max(image.size))
+    scale = min(SIDE / min(image.size), LONGEST / max(image.size))
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.HAMMING)
