@@ -129,8 +129,8 @@ def score(points: np.ndarray, phrases: Phrases) -> dict[str, Any]:
     hits = np.array([inside(p[None], b)[0] for p, b in zip(points, phrases.boxes, strict=True)])
     ranks = np.where(hits, 1, 2)
     low, high = intervals(ranks, phrases.scene, ks=(1,))["R@1"]
-    others = [inside(point[None], of_others(phrases, i))[0] for i, point in enumerate(points)]
-    other = np.mean(others & ~hits)
+    any_box = [inside(point[None], of_scene(phrases, i))[0] for i, point in enumerate(points)]
+    other = np.mean(any_box & ~hits)
     return {"accuracy": float(hits.mean()), "low": low, "high": high, "other": float(other)}
 
 
@@ -139,14 +139,14 @@ def expected(phrases: Phrases, steps: int = 128) -> dict[str, Any]:
     middle = (np.arange(steps) + 0.5) / steps
     points = np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2)
     own = np.array([inside(points, boxes) for boxes in phrases.boxes])
-    other = np.array([inside(points, of_others(phrases, i)) for i in range(len(own))])
-    return {"accuracy": float(own.mean()), "other": float((other & ~own).mean())}
+    any_box = np.array([inside(points, of_scene(phrases, i)) for i in range(len(own))])
+    return {"accuracy": float(own.mean()), "other": float((any_box & ~own).mean())}
 
 
-def of_others(phrases: Phrases, number: int) -> np.ndarray:
-    """Boxes [n, 4] of all other phrases of the same scene."""
+def of_scene(phrases: Phrases, number: int) -> np.ndarray:
+    """Boxes [n, 4] of all phrases of a phrase's scene."""
     same = np.flatnonzero(phrases.scene == phrases.scene[number])
-    return np.concatenate([np.zeros((0, 4)), *(phrases.boxes[i] for i in same if i != number)])
+    return np.concatenate([phrases.boxes[i] for i in same])
 
 
 if __name__ == "__main__":
