@@ -7,6 +7,7 @@ from typing import Any
 
 import fastapi
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from clip_italian.demo import picture_tabs, search_tabs
 from clip_italian.demo.answers import Answers
@@ -57,7 +58,7 @@ def make_app(answers: Answers, other: Answers | None = None) -> fastapi.FastAPI:
             theme=_theme(),
             css_paths=_CSS,
         )
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, uploads=Path(get_upload_folder()))
     return app
 
 

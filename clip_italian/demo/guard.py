@@ -1,12 +1,14 @@
-"""In front of gradio: sizes of requests, and no address that the server would fetch or follow.
+"""In front of gradio: sizes of requests, and no file but uploaded ones.
 
-Gradio takes `{"path": "http://..."}` in place of an uploaded file and fetches it, and redirects
-`/file=http://...` anywhere. The page needs neither.
+Gradio takes `{"path": "http://..."}` in place of an uploaded file and fetches it, redirects
+`/file=http://...` anywhere, and, within another application, reads `{"path": "/etc/..."}` unasked.
+The page needs none of it.
 """
 
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from clip_italian.demo.pictures import MAX_BYTES
@@ -15,7 +17,6 @@ _FORM = 100_000  # bytes that a multipart form may add to a file
 _MAX_UPLOAD = MAX_BYTES + _FORM
 _MAX_MESSAGE = 300_000  # bytes of any other request: texts, numbers, names of uploaded files
 _ADDRESS = re.compile(r"(file|proxy)=\s*(/*[a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
-_PROTOCOL = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -25,9 +26,11 @@ Send = Callable[[Message], Awaitable[None]]
 class Guard:
     """An ASGI application around another one."""
 
-    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
-        """Guards `app`."""
-        self._app = app
+    def __init__(
+        self, app: Callable[[Message, Receive, Send], Awaitable[None]], uploads: Path
+    ) -> None:
+        """Guards `app`, which keeps uploaded files in the folder `uploads`."""
+        self._app, self._uploads = app, uploads.resolve()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Refuses with 403, 413 or 400, or hands on what it has read."""
@@ -43,10 +46,24 @@ class Guard:
         body = await _read(receive, scope, _MAX_UPLOAD if upload else _MAX_MESSAGE)
         if body is None:
             await _refuse(send, 413, "the request is too large; pictures may have 5 MB")
-        elif not upload and _names_address(body):
-            await _refuse(send, 400, "addresses are not fetched; upload the file")
+        elif not upload and self._names_other_file(body):
+            await _refuse(send, 400, "only uploaded files are read; upload it")
         else:
             await self._app(scope, _replay(body, receive), _secured(send))
+
+    def _names_other_file(self, body: bytes) -> bool:
+        """Whether some file of a JSON body is none that was uploaded: gradio would read it."""
+        if b'"path"' not in body and b"\\u" not in body:
+            return False
+        try:
+            return any(not self._uploaded(path) for path in _paths(json.loads(body)))
+        except (ValueError, RecursionError):
+            return True  # no JSON, or a path that no system knows
+
+    def _uploaded(self, path: Any) -> bool:
+        if path is None:
+            return True
+        return isinstance(path, str) and Path(path).resolve().is_relative_to(self._uploads)
 
 
 async def _read(receive: Receive, scope: Message, most: int) -> bytes | None:
@@ -74,24 +91,15 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def _names_address(body: bytes) -> bool:
-    """Whether some file of a JSON body is an address: gradio would fetch it."""
-    if b'"path"' not in body and b"\\u" not in body:
-        return False
-    try:
-        return _has_address(json.loads(body))
-    except (ValueError, RecursionError):
-        return False  # no JSON: gradio refuses it itself
-
-
-def _has_address(value: Any) -> bool:
+def _paths(value: Any) -> Iterator[Any]:
+    """What is called `path` anywhere in a JSON value."""
     if isinstance(value, list):
-        return any(map(_has_address, value))
-    if not isinstance(value, dict):
-        return False
-    path = value.get("path")
-    found = isinstance(path, str) and _PROTOCOL.match(path) is not None
-    return found or any(map(_has_address, value.values()))
+        for item in value:
+            yield from _paths(item)
+    elif isinstance(value, dict):
+        if "path" in value:
+            yield value["path"]
+        yield from _paths(list(value.values()))
 
 
 def _secured(send: Send) -> Send:

@@ -63,7 +63,8 @@ def legend(words: Words, colors: str) -> str:
 def caption(index: Index, row: int) -> str:
     """The first caption of a picture, or its name, shortened."""
     captions = index.captions[row]
-    text = captions[0] if captions else index.keys[row]
+    # A file's name may hold bytes that are no text.
+    text = captions[0] if captions else index.keys[row].encode("utf-8", "replace").decode()
     return text if len(text) <= _CAPTION else f"{text[: _CAPTION - 1]}…"
 
 

@@ -34,20 +34,20 @@ def text_to_image(page: Page) -> None:
     remarks, found = gr.HTML(), buttons()
     gr.Examples([[text] for text in page.queries], [query], label=words.examples)
 
-    def search(text: str, without: str, k: float, folding: bool) -> tuple[str, str]:
+    def search(text: str, without: str, k: float | None, folding: bool) -> tuple[str, str]:
         def answer() -> tuple[Found, list[str]]:
             asked, lines = page.check(text)
             start = time.perf_counter()
-            found = answers.by_text(asked, queries.clean(without), int(k), fold=bool(folding))
+            found = answers.by_text(asked, queries.clean(without), _count(k), fold=bool(folding))
             return found, [_told(words.found, found, start, query=asked), *lines]
 
         return _results(answer, page)
 
-    def like(k: float, folding: bool, event: gr.EventData) -> tuple[str, str]:
+    def like(k: float | None, folding: bool, event: gr.EventData) -> tuple[str, str]:
         def answer() -> tuple[Found, list[str]]:
             start = time.perf_counter()
             row = int(event.row)
-            found = answers.by_row(row, int(k), fold=bool(folding))
+            found = answers.by_row(row, _count(k), fold=bool(folding))
             name = markup.caption(answers.index, row)
             return found, [_told(words.found_like, found, start, caption=name)]
 
@@ -102,6 +102,11 @@ def _results(answer: Callable[[], tuple[Found, list[str]]], page: Page) -> tuple
     found, said = tried(answer, page)
     index = page.answers.index
     return said, "" if found is None else markup.results(found, index, page.words)
+
+
+def _count(k: float | None) -> int:
+    """What the slider says; clients may leave it out."""
+    return SHOWN if k is None else int(k)
 
 
 def _told(sentence: str, found: Found, start: float, **about: str) -> str:

@@ -1,6 +1,8 @@
 """A model with an index → the demo, served."""
 
 import dataclasses
+import os
+import tempfile
 
 import jax
 import uvicorn
@@ -39,4 +41,7 @@ def serve(answers: Answers, other: Answers | None = None, *, host: str, port: in
       host: address to listen at; "127.0.0.1" lets only this machine in.
       port: likewise.
     """
-    uvicorn.run(make_app(answers, other), host=host, port=port, log_level="warning")
+    # A folder of its own for uploads: gradio's is shared with other programs.
+    with tempfile.TemporaryDirectory(prefix="clip_italian_demo_") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        uvicorn.run(make_app(answers, other), host=host, port=port, log_level="warning")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import urllib.parse
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -46,7 +47,7 @@ def ask(path, pieces=(b"",), length=None):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(Guard(echo)(scope, receive, send))
+    asyncio.run(Guard(echo, Path("/tmp/uploads"))(scope, receive, send))
     return Answer(sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"])
 
 
@@ -88,10 +89,17 @@ def test_pages_and_files_pass(path):
         "  http://example.org",
         "gopher://example.org",
         "file:///etc/passwd",
+        "/etc/passwd",
+        "setup.cfg",
+        "/tmp/uploads/../a.png",
+        "/tmp/uploads_of_others/a.png",
+        "/tmp/uploads/\0a.png",
+        ["/tmp/uploads/a.png"],
+        7,
     ],
 )
 @pytest.mark.parametrize("wrap", [lambda f: [f], lambda f: [[{"image": f}]], lambda f: f])
-def test_a_file_that_is_an_address_is_refused(address, wrap):
+def test_a_file_that_was_not_uploaded_is_refused(address, wrap):
     body = {"data": wrap({"path": address, **FILE})}
     assert post("/gradio_api/queue/join", body) == 400
     # A reader of bytes alone would miss the same in escapes.
@@ -100,11 +108,13 @@ def test_a_file_that_is_an_address_is_refused(address, wrap):
 
 
 def test_uploaded_files_and_texts_about_addresses_pass():
-    body = {"data": [{"path": "/tmp/gradio/0/a.png", "url": "http://here/a.png", **FILE}]}
+    body = {"data": [{"path": "/tmp/uploads/0/a.png", "url": "http://here/a.png", **FILE}]}
     assert post("/gradio_api/queue/join", body) == 200
     body = {"data": ['un cane su http://example.org "path": "http://a"']}
     assert post("/gradio_api/queue/join", body) == 200
-    assert post("/gradio_api/queue/join", b'{"path": ') == 200
+    body = {"data": [{"path": None, **FILE}]}
+    assert post("/gradio_api/queue/join", body) == 200
+    assert post("/gradio_api/queue/join", b'{"path": ') == 400
 
 
 def test_a_body_is_handed_on_whole():
