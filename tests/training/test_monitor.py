@@ -1,11 +1,13 @@
 """What a run says of itself: rates by hand, lines, the progress bar, and wandb."""
 
 import json
+import struct
 import sys
 from types import SimpleNamespace
 
 import jax
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from clip_italian.config import ConfigError, TrainConfig
 from clip_italian.training import monitor, tracking
@@ -225,3 +227,28 @@ def test_the_real_wandb_offline(started, monkeypatch, tmp_path):
         content = path.read_bytes() if path.is_file() else b""
         assert b"5ec5ec" not in content and b"hf_5ecret" not in content, path
     assert b"train/loss" in written[0].read_bytes()
+
+
+def test_curves_are_what_tensorboard_reads_and_later_ones_of_before_are_hidden(tmp_path):
+    for first, steps in ((0, (1, 2, 3)), (2, (3,))):
+        one = Monitor(TrainConfig(workdir=str(tmp_path), steps=5), first_step=first)
+        for step in steps:
+            one.log(step, {"train/loss": step + first / 4, "batch_digest": "ff"})
+        one.close()
+    before, after = sorted((tmp_path / "tensorboard").iterdir(), key=lambda p: p.name[-1])
+    assert [
+        [(e.step, e.session_log.status, [(v.tag, v.simple_value) for v in e.summary.value])
+         for e in events(path)] for path in (before, after)
+    ] == [
+        [(0, 0, []), (1, SessionLog.START, []), *[(n, 0, [("train/loss", n)]) for n in (1, 2, 3)]],
+        [(0, 0, []), (3, SessionLog.START, []), (3, 0, [("train/loss", 3.5)])],
+    ]  # fmt: skip
+
+
+def events(path):
+    """Records of a file: length and checksum, event, checksum."""
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+        (size,) = struct.unpack_from("Q", data, at)
+        yield Event.FromString(data[at + 12 : at + 12 + size])
+        at += 12 + size + 4
