@@ -420,6 +420,40 @@ def test_broken_records_are_written_once(tmp_path):
     ]
 
 
+def test_broken_records_stay_written_when_the_run_goes_back(tmp_path, quick):
+    class Late(Named):
+        """Meets a record in a step that is taken back."""
+
+        @property
+        def broken(self):
+            done = read_metrics(str(tmp_path))
+            return [("n/3", "no JPEG")] if done and done[-1]["step"] >= 8 else []
+
+        @broken.setter
+        def broken(self, _):
+            pass
+
+    run(make_config(tmp_path, train={"rewind": True}), {10: SPIKE}, examples=Late())
+    lines = faults.read_faults(str(tmp_path))
+    assert [(line["step"], line["fault"]) for line in lines] == [(8, "broken record"), (6, "rewind")]
+
+
+def test_each_process_writes_the_broken_records_of_its_share(tmp_path, monkeypatch):
+    """Process 0 may be rewriting its own file, after a kill that cut a line short, meanwhile."""
+    (tmp_path / "faults.jsonl").write_text('{"step": 8, "fau')
+    monkeypatch.setattr(faults.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(faults, "is_first", lambda: False)
+    checkpoints: Any = SimpleNamespace(faults=lambda step: {}, steps=lambda: [])
+    for first, wanted in ((0, ["n/3"]), (5, ["n/3", "n/4"])):
+        examples = Named(*[(name, "no JPEG") for name in wanted])
+        watch = faults.Watch(make_config(tmp_path), first, checkpoints, examples)
+        values = {"train/loss": float("nan"), "train/skipped": 1.0, "train/grad_norm": 1.0}
+        assert watch.check(first + 1, values) is None
+    assert [x["record"] for x in faults.read_faults(str(tmp_path), 1)] == ["n/3", "n/4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faults.1.jsonl", "faults.jsonl"]
+    assert (tmp_path / "faults.jsonl").read_text() == '{"step": 8, "fau'
+
+
 def test_long_lists_of_names_are_cut_in_messages():
     assert faults._some([]) == "unknown"
     said = faults._some([str(n) for n in range(30)])
