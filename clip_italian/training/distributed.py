@@ -58,11 +58,13 @@ def run(work: Callable[[], None]) -> int:
     status = 0
     try:
         with watching():
-            work()
-    except Preempted as stop:
-        if is_first():
-            print(stop, flush=True)
-        status = SAVED
+            try:
+                work()
+            except Preempted as stop:
+                if is_first():
+                    print(stop, flush=True)
+                status = SAVED
+            meet("the end of the work")  # one that still works may fail: hear of it until then
     except KeyboardInterrupt as error:
         if several():
             leave(error, INTERRUPTED)
