@@ -246,6 +246,28 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
     assert kept(tmp_path) == []
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_every_number_of_a_state_is_looked_at(bad, dtype):
+    largest = float(jnp.finfo(dtype).max)
+    whole = np.full((7, 33), largest, dtype)  # whose sum would not be finite
+    for devices in (1, 8):
+        parallel = make_parallel("mesh", jax.devices()[:devices], shard_params=True)
+
+        def check(values, parallel=parallel):
+            table = np.concatenate([values, np.zeros((25, 33), dtype)])
+            params = {"first": np.ones(3, dtype), "table": table}
+            state = step.TrainState(np.int32(4), params, {}, np.full(2, 2**32 - 1, np.uint32))
+            faults.check_finite(parallel.place_state(state))
+
+        check(whole)
+        for place in ((0, 0), (3, 17), (6, 32)):
+            values = whole.copy()
+            values[place] = bad
+            with pytest.raises(FloatingPointError, match=r"'table'\] is not finite at step 4"):
+                check(values)
+
+
 def sample_losses():
     return json.loads(Path(__file__).with_name("sample_losses.json").read_text())
 
