@@ -50,9 +50,10 @@ def room(folder: epath.Path, size: int) -> str:
 
 def append(path: epath.Path, text: str) -> None:
     """Writes text at the end of a file whose folder is there. Raises `SaveError`."""
-    with explaining(path, lambda: f"a line, which needs {room(path.parent, len(text))}"):
-        with path.open("a") as file:
-            file.write(text)
+    what = "a line, which needs"
+    # The file is closed first: that is when most errors come.
+    with explaining(path, lambda: f"{what} {room(path.parent, len(text))}"), path.open("a") as file:
+        file.write(text)
 
 
 def write(path: epath.Path, text: str) -> None:

@@ -9,14 +9,17 @@ import io
 import socket
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter, directory_check
 from tensorboardX.summary import scalar
 
 from clip_italian.training import files
 
+_messages: Any = event_pb2  # whose names are made when it is imported
+_Event, _SessionLog = _messages.Event, _messages.SessionLog
 FLUSH_SECONDS = 120  # in a bucket, each flush sends the whole file again
 
 
@@ -31,16 +34,16 @@ class Scalars:
         with self._explaining():
             directory_check(str(folder))
             self._file = RecordWriter(str(folder / name))
-            self._write(Event(file_version="brain.Event:2"))
-            start = SessionLog(status=SessionLog.START)
-            self._write(Event(step=first_step + 1, session_log=start))
+            self._write(_Event(file_version="brain.Event:2"))
+            start = _SessionLog(status=_SessionLog.START)
+            self._write(_Event(step=first_step + 1, session_log=start))
             self._flush()
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Writes one number for each curve. Raises `SaveError` where that cannot be."""
         with self._explaining():
             for name, value in numbers.items():
-                self._write(Event(step=step, summary=scalar(name, value)))
+                self._write(_Event(step=step, summary=scalar(name, value)))
             if time.monotonic() >= self._flushed + FLUSH_SECONDS:
                 self._flush()
 
@@ -49,7 +52,7 @@ class Scalars:
         with self._explaining():
             self._file.close()
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self._file.write(event.SerializeToString())
 

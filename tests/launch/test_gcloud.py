@@ -43,7 +43,7 @@ def test_records_are_looked_for_where_they_are_copied_to(tmp_path, monkeypatch):
     for here, data in ((tmp_path, "data"), (tmp_path, "disk/records/"), (tmp_path / "data", ".")):
         monkeypatch.chdir(here)
         job = dataclasses.replace(JOB, data=data)
-        copy = next(command for command in gcloud.prepare(job, 1, {}) if "--recurse" in command.words)
+        (copy,) = (one for one in gcloud.prepare(job, 1, {}) if "--recurse" in one.words)
         assert f"{tmp_path}/disk/records" in copy.words
         words = gcloud.training(job, [])
         assert words[words.index("--data_dir") + 1] == "data/records"

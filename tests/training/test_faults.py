@@ -257,7 +257,7 @@ def test_every_number_of_a_state_is_looked_at(bad, dtype):
         def check(values, parallel=parallel):
             table = np.concatenate([values, np.zeros((25, 33), dtype)])
             params = {"first": np.ones(3, dtype), "table": table}
-            state = step.TrainState(np.int32(4), params, {}, np.full(2, 2**32 - 1, np.uint32))
+            state = step.TrainState(jnp.int32(4), params, {}, jnp.full(2, 2**32 - 1, jnp.uint32))
             faults.check_finite(parallel.place_state(state))
 
         check(whole)
@@ -449,7 +449,7 @@ def test_broken_records_stay_written_when_the_run_goes_back(tmp_path, quick):
         @property
         def broken(self):
             done = read_metrics(str(tmp_path))
-            return [("n/3", "no JPEG")] if done and done[-1]["step"] >= 8 else []
+            return [("n/3", "no JPEG")] if done and int(done[-1]["step"]) >= 8 else []
 
         @broken.setter
         def broken(self, _):
@@ -457,7 +457,8 @@ def test_broken_records_stay_written_when_the_run_goes_back(tmp_path, quick):
 
     run(make_config(tmp_path, train={"rewind": True}), {10: SPIKE}, examples=Late())
     lines = faults.read_faults(str(tmp_path))
-    assert [(line["step"], line["fault"]) for line in lines] == [(8, "broken record"), (6, "rewind")]
+    found = [(line["step"], line["fault"]) for line in lines]
+    assert found == [(8, "broken record"), (6, "rewind")]
 
 
 def test_each_process_writes_the_broken_records_of_its_share(tmp_path, monkeypatch):
