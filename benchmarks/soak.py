@@ -168,7 +168,7 @@ class Soak:
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while file.write(bytes(1 << 16)):
                 pass
-        self._end(training, None, "full disk", {1, 2})
+        self._end(training, None, "full disk", {2})
         filler.unlink()
 
     def leave_alone(self, training: Training) -> None:

@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clip_italian.batch import TokenGroup
+from clip_italian.config import ConfigError
 from clip_italian.data import derived
 from clip_italian.data.tokens import Tokenizer, pad_ragged, ragged_encoder, tokenizer_fingerprint
 
@@ -112,7 +113,8 @@ def open_or_build(
     """The index of a split, made first if there is none; with a progress bar.
 
     Raises:
-      ConfigError: naming `data_cache`, when there is no place for it.
+      ConfigError: naming `data_cache`, when there is no place for it; naming a record that cannot
+        be read, or has no caption.
     """
     facts = (file.folder, file.split, file.fingerprint, tokenizer, max_length, data_cache)
     found = open_index(*facts)
@@ -214,8 +216,6 @@ def _write(
 
 def _captions(file: "RecordFile") -> Iterator[tuple[list[bytes], np.ndarray, list[bytes]]]:
     """Blocks of records: keys, numbers of captions, captions; the next one is read meanwhile."""
-    from clip_italian.data.records import record_captions
-
     starts = range(0, len(file), _BLOCK)
     title = f"indexing captions of {file.source}/{file.split}"
     with (
@@ -223,18 +223,51 @@ def _captions(file: "RecordFile") -> Iterator[tuple[list[bytes], np.ndarray, lis
         tqdm(total=len(file), unit=" records", desc=title) as progress,
     ):
 
-        def read(start: int) -> list[bytes]:
-            return file.read(range(start, min(start + _BLOCK, len(file))))
+        def read(start: int) -> list[tuple[bytes, list[bytes]]]:
+            numbers = range(start, min(start + _BLOCK, len(file)))
+            try:
+                return [_parse(data) for data in file.read(numbers)]
+            except Exception as error:  # of the reader, or of the protocol buffer
+                raise _naming_it(file, numbers, error) from error
 
         coming = pool.submit(read, 0)
         for start in starts:
-            block = coming.result()
+            found = coming.result()
             if start + _BLOCK < len(file):
                 coming = pool.submit(read, start + _BLOCK)
-            found = [record_captions(data) for data in block]
             counts = np.array([len(captions) for _, captions in found])
             yield [key for key, _ in found], counts, [text for _, texts in found for text in texts]
-            progress.update(len(block))
+            progress.update(len(found))
+
+
+def _parse(data: bytes) -> tuple[bytes, list[bytes]]:
+    """Key and captions of a record. Raises an exception, of whatever kind, for what is none."""
+    from clip_italian.data.records import record_captions
+
+    key, captions = record_captions(data)
+    if not captions:
+        raise ValueError("it has no caption")
+    for caption in captions:
+        caption.decode()
+    return key, captions
+
+
+def _naming_it(file: "RecordFile", numbers: Sequence[int], error: Exception) -> Exception:
+    """Which of these records cannot be read, as an error for the person; or the error itself.
+
+    Nothing may stand in its place: the lengths of captions decide the shapes of batches, and hosts
+    whose copies differ would wait for each other for ever.
+    """
+    for number in numbers:
+        try:
+            _parse(file.read([number])[0])
+        except Exception as own:
+            return ConfigError(
+                f"sources: record {number} of {file.source}/{file.split}, in "
+                f"{file.shard_of(number)}, cannot be read, so its captions are not known: "
+                f"{str(own) or repr(own)}; prepare or copy the source again"
+            )
+    return error
 
 
 def _hashes(values: list[bytes]) -> np.ndarray:

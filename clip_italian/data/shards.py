@@ -104,6 +104,10 @@ class RecordFile:
                 found[place] = data
         return found
 
+    def shard_of(self, index: int) -> Path:
+        """The file that holds a record."""
+        return self._paths[bisect.bisect_right(self._ends, index)]
+
     def _reader(self, shard: int) -> Any:
         if shard not in self._readers:  # two threads may both open it: harmless
             self._readers[shard] = ArrayRecordReader(

@@ -14,7 +14,7 @@ ROOT = "clip_italian"  # in the home folder of each worker
 TOKENS = ("HF_TOKEN", "WANDB_API_KEY")
 STATUS_SECONDS = 300  # how long workers may end after the first one
 
-Standing = Literal["absent", "waiting", "ready", "gone"]
+Standing = Literal["absent", "leaving", "waiting", "ready", "gone"]
 Verdict = Literal["done", "config", "preempted", "failed"]
 
 
@@ -70,7 +70,7 @@ def prepare(job: Tpu, workers: int, tokens: Mapping[str, str]) -> list[Command]:
         commands.append(_call(job, "data", job.data))
     else:
         place = f"{job.name}:{ROOT}/data/"
-        source = str(Path(job.data).resolve())
+        source = str(_local(job.data))
         commands.append(_tpus(job, "tpu-vm", "scp", "--recurse", source, place, "--worker=all"))
     return commands
 
@@ -82,9 +82,15 @@ def start(job: Tpu, attempt: int, more: Sequence[str]) -> Command:
 
 def training(job: Tpu, more: Sequence[str]) -> list[str]:
     """The command of the training, as it runs in `ROOT` of each worker."""
-    data = f"data/{Path(job.data.rstrip('/')).name}"
+    source = Path(job.data.rstrip("/")) if job.data.startswith("gs://") else _local(job.data)
+    data = f"data/{source.name}"
     places = ["--data_dir", data, "--workdir", job.workdir]
     return ["venv/bin/clip-italian", "train", "--config", Path(job.config).name, *places, *more]
+
+
+def _local(data: str) -> Path:
+    """A folder of records here: scp gives it its own name, not that of a link to it."""
+    return Path(data).resolve()
 
 
 def probe(job: Tpu) -> Command:
@@ -140,9 +146,11 @@ def machine_state(described: str) -> tuple[str, int]:
 
 
 def request_standing(state: str) -> Standing:
-    """Whether a queued resource is there, comes, or will not come back."""
+    """Whether a queued resource is there, comes, is being deleted, or will not come back."""
     if state == "ACTIVE":
         return "ready"
+    if state == "DELETING":
+        return "leaving"
     return "gone" if state in GONE_REQUEST else "waiting"
 
 
@@ -183,5 +191,5 @@ def _ssh(job: Tpu, command: str, worker: str = "all", stdin: str = "") -> Comman
     return dataclasses.replace(_tpus(job, *words), stdin=stdin)
 
 
-GONE_REQUEST = {"FAILED", "SUSPENDING", "SUSPENDED", "DELETING"}
+GONE_REQUEST = {"FAILED", "SUSPENDING", "SUSPENDED"}
 GONE_MACHINE = {"PREEMPTED", "TERMINATED", "STOPPING", "STOPPED", "DELETING", "HIDING", "HIDDEN"}

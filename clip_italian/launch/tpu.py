@@ -158,7 +158,7 @@ class _Launch:
             standing, _ = self._standing()
         except CommandFailed:
             return False
-        if standing == "absent":
+        if standing in ("absent", "leaving"):  # by a person: Google only suspends what it takes
             raise LaunchError("the queued resource was deleted; it is not made again")
         return standing == "gone"
 

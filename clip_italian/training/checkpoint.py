@@ -2,14 +2,11 @@
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import json
 import logging
-import re
-import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,10 +16,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from clip_italian.config import Config, ConfigError, identity, leaves
-from clip_italian.training import manifest, saved
+from clip_italian.training import files, manifest, saved
 
 FORMAT_VERSION = 2  # 1 had no manifest
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NONE, _ALL_DAMAGED = -1, -2  # in place of a step
 _DELETED = "deleted"
 logger = logging.getLogger(__name__)
@@ -82,10 +78,6 @@ def as_json(tree: Any) -> Any:
 def _parts(state: Any) -> dict[str, Any]:
     """A state's parts by name; those that it does not keep are absent, as they were before."""
     return {name: part for name, part in state._asdict().items() if part is not None}
-
-
-class SaveError(ConfigError):
-    """A checkpoint could not be written; the message names the folder and what it needs."""
 
 
 class _Manager(ocp.CheckpointManager):
@@ -199,7 +191,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._clear()
             self._step = int(state.step)
-            self._saving = f"the checkpoint of step {self._step}, which needs {self._room(state)}"
+            size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+            room = files.room(self.folder, size)
+            self._saving = f"the checkpoint of step {self._step}, which needs {room}"
             self._manager.save(
                 self._step,
                 args=ocp.args.Composite(
@@ -215,31 +209,9 @@ class Checkpoints:
         if jax.process_index() == 0 and place.exists():
             place.rmtree()
 
-    def _room(self, state: Any) -> str:
-        """Bytes of a state and, where that can be said, bytes free."""
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        with contextlib.suppress(OSError):  # a bucket has no end
-            return f"about {size:,} bytes ({shutil.disk_usage(self.folder).free:,} were free)"
-        return f"about {size:,} bytes"
-
-    @contextlib.contextmanager
-    def _explaining(self) -> Iterator[None]:
-        """Errors of the file system, late ones of asynchronous saves too, say what could be done.
-
-        TensorStore's are `ValueError`s that carry the system's number in their text.
-        """
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            number = re.search(r"os_error_code='(\d+)'", str(error))
-            code = int(number[1]) if number else getattr(error, "errno", None)
-            if code is None:
-                raise
-            hint = "make room" if code in _FULL else "mend that"
-            raise SaveError(
-                f"workdir: {self.folder} does not take {self._saving}: {error}; "
-                f"{hint} and start again: earlier checkpoints are whole"
-            ) from error
+    def _explaining(self) -> contextlib.AbstractContextManager[None]:
+        """Says of errors of the file system what was being written."""
+        return files.explaining(self.folder, lambda: self._saving)
 
     def check_same_run(self, step: int) -> None:
         """Raises `ConfigError` if the checkpoint at `step` belongs to another run."""

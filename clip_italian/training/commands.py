@@ -129,6 +129,9 @@ def _verify(folder: epath.Path, steps: Sequence[int], say: Callable[[str], None]
                 say(f"step {step}: cannot be verified, an earlier version wrote no {manifest.NAME}")
                 continue
             wrong = saved.problems(folder, step, tell=bar.update)
+            if not (folder / str(step)).exists():
+                say(f"step {step}: deleted meanwhile by the run, which keeps newer ones")
+                continue
             damaged |= bool(wrong)
             say(f"step {step}: DAMAGED" if wrong else f"step {step}: ok, {sizes[step]:,} bytes")
             for line in wrong:

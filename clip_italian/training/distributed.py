@@ -20,6 +20,7 @@ from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from clip_italian.config import ConfigError
+from clip_italian.training import files
 from clip_italian.training.fellows import (
     MissingProcessError,
     Preempted,
@@ -57,11 +58,13 @@ def run(work: Callable[[], None]) -> int:
     status = 0
     try:
         with watching():
-            work()
-    except Preempted as stop:
-        if is_first():
-            print(stop, flush=True)
-        status = SAVED
+            try:
+                work()
+            except Preempted as stop:
+                if is_first():
+                    print(stop, flush=True)
+                status = SAVED
+            meet("the end of the work")  # one that still works may fail: hear of it until then
     except KeyboardInterrupt as error:
         if several():
             leave(error, INTERRUPTED)
@@ -143,10 +146,9 @@ def _start_alone() -> None:
 
 
 def write(path: str, text: str) -> None:
-    """Writes a file, with its folder, on the first process."""
+    """Writes a file whole, with its folder, on the first process. Raises `SaveError`."""
     if is_first():
-        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        epath.Path(path).write_text(text)
+        files.write(epath.Path(path), text)
 
 
 def total(number: int) -> int:

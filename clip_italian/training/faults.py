@@ -8,6 +8,9 @@
     rewind          the run went back to `step`: `from_step`, `cause`, `skipped` (batches of the
                     order that are left out from then on), `examples` (of the step at fault)
     broken record   `record`, `reason`
+
+Process N of several writes the broken records that it has met to `faults.N.jsonl`; process 0 writes
+its own and all other faults to `faults.jsonl`.
 """
 
 import collections
@@ -15,7 +18,7 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -24,8 +27,9 @@ from etils import epath
 
 from clip_italian.batch import batch_number
 from clip_italian.config import Config
-from clip_italian.training import saved
+from clip_italian.training import files, saved
 from clip_italian.training.checkpoint import Checkpoints
+from clip_italian.training.fellows import is_first
 from clip_italian.training.monitor import drop_lines
 
 FAULTS_FILE = "faults.jsonl"
@@ -71,7 +75,7 @@ class Watch:
     """Looks at each step's numbers once they are known.
 
     What it decides rests on the steps so far alone, for what it remembers is kept with each
-    checkpoint: a resumed run finds the same faults. All hosts decide alike; process 0 writes.
+    checkpoint: a resumed run finds the same faults. All hosts decide alike; process 0 writes that.
 
     Attributes:
       skipped: batches of the order that the run leaves out.
@@ -94,19 +98,21 @@ class Watch:
         """
         self._config, self._first, self._checkpoints = config, first_step, checkpoints
         self._examples = examples
-        self._path = epath.Path(config.train.workdir) / FAULTS_FILE
+        self._path = _path(config.train.workdir, jax.process_index())
         self.skipped: tuple[int, ...] = ()
         self._rewinds = 0
         self._remember(checkpoints.faults(first_step))
         known = set(self.skipped)
-        self._drop_lines(
+        drop_lines(
+            self._path,
             lambda line: (
                 not known.issuperset(line["skipped"])
                 if line["fault"] == "rewind"
                 else line["step"] > first_step
-            )
+            ),
         )
-        self._written = {x["record"] for x in read_faults(config.train.workdir) if "record" in x}
+        found = read_faults(config.train.workdir, jax.process_index())
+        self._written = {line["record"] for line in found if "record" in line}
 
     def _remember(self, saved: Mapping[str, Any]) -> None:
         self.skipped = tuple(saved.get("skipped", self.skipped))
@@ -134,6 +140,7 @@ class Watch:
         Raises:
           ConfigError: the checkpoint to go back to is damaged.
           FloatingPointError: `IN_A_ROW` bad steps, or one more fault after `REWINDS` rewinds.
+          SaveError: there is no room to write a fault down, or no permission, ...
         """
         self._note_broken(done)
         loss = values["train/loss"]
@@ -154,7 +161,7 @@ class Watch:
         names = self._names(done - 1)
         rewind = self._rewind(done, BEFORE if cause == "spike" else 0)
         if rewind is None:
-            self._write({"step": done, "fault": cause, **numbers, "examples": names})
+            self._say({"step": done, "fault": cause, **numbers, "examples": names})
             _warn(f"{said} (examples: {_some(names)})")
         if self._bad == IN_A_ROW and rewind is None:
             start = done - IN_A_ROW + 1
@@ -169,7 +176,7 @@ class Watch:
         return rewind
 
     def _names(self, step: int) -> list[str]:
-        if self._examples is None or jax.process_index():
+        if self._examples is None or not is_first():
             return []  # process 0 alone says them
         return self._examples.names_of(step, self.skipped)
 
@@ -193,10 +200,15 @@ class Watch:
         new = rewind.skipped[len(self.skipped) :]
         self._remember(self._checkpoints.faults(rewind.step))
         self.skipped, self._rewinds = rewind.skipped, rewinds
-        self._drop_lines(lambda line: line["fault"] != "rewind" and line["step"] > rewind.step)
-        self._write({"step": rewind.step, "fault": "rewind", "skipped": new, **facts})
+        # What is known to be broken stays so, and is not met anew.
+        comes_again = ("non-finite", "spike")
+        drop_lines(
+            self._path, lambda line: line["fault"] in comes_again and line["step"] > rewind.step
+        )
+        self._say({"step": rewind.step, "fault": "rewind", "skipped": new, **facts})
 
     def _note_broken(self, done: int) -> None:
+        """Writes down the broken records that this process has met: each has its own share."""
         for name, reason in self._examples.broken if self._examples else ():
             if name not in self._written:
                 self._written.add(name)
@@ -214,21 +226,24 @@ class Watch:
             f"learning_rate or with clip_norm{hint}"
         )
 
+    def _say(self, line: Mapping[str, Any]) -> None:
+        """Writes down what all processes have decided alike."""
+        if is_first():
+            self._write(line)
+
     def _write(self, line: Mapping[str, Any]) -> None:
-        if jax.process_index():
-            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            file.write(json.dumps({k: _readable(v) for k, v in line.items()}) + "\n")
-
-    def _drop_lines(self, dropped: Callable[[dict[str, Any]], bool]) -> None:
-        if not jax.process_index():
-            drop_lines(self._path, dropped)
+        files.append(self._path, json.dumps({k: _readable(v) for k, v in line.items()}) + "\n")
 
 
-def read_faults(workdir: str) -> list[dict[str, Any]]:
-    """All lines of a run's `faults.jsonl`, oldest first; empty if there are none."""
-    path = epath.Path(workdir) / FAULTS_FILE
+def _path(workdir: str, process: int) -> epath.Path:
+    name = epath.Path(FAULTS_FILE)
+    return epath.Path(workdir) / (f"{name.stem}.{process}{name.suffix}" if process else name)
+
+
+def read_faults(workdir: str, process: int = 0) -> list[dict[str, Any]]:
+    """All faults that a process of a run wrote down, oldest first; empty if there are none."""
+    path = _path(workdir, process)
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -260,7 +275,8 @@ def check_finite(state: Any) -> None:
 
 @jax.jit
 def _finite(leaf: jax.Array) -> jax.Array:
-    return jnp.isfinite(leaf).all()
+    # A zero times what is not finite is NaN, and a sum of floats takes less than a test of each.
+    return jnp.isfinite(jnp.sum(leaf * 0))
 
 
 def _readable(value: Any) -> Any:
@@ -273,5 +289,5 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _warn(text: str) -> None:
-    if not jax.process_index():
+    if is_first():
         logger.warning(text)

@@ -12,13 +12,13 @@ from typing import Any
 
 import jax
 from etils import epath
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from clip_italian.config import Config, TrainConfig, leaves
-from clip_italian.training import fellows, tracking
+from clip_italian.training import fellows, files, tracking
 from clip_italian.training.checkpoint import as_json
 from clip_italian.training.cost import Work
+from clip_italian.training.tensorboard import Scalars
 
 METRICS_FILE = "metrics.jsonl"
 PAIRS_PER_SECOND = "rate/pairs_per_second"
@@ -112,9 +112,7 @@ class Monitor:
     def _begin(self, first_step: int) -> None:
         if self._writes:
             drop_lines(self._path, lambda line: line["step"] > first_step)
-            self._tensorboard = SummaryWriter(
-                str(self._path.parent / "tensorboard"), purge_step=first_step + 1
-            )
+            self._tensorboard = Scalars(self._path.parent / "tensorboard", first_step)
         self._dispatched, self._works = first_step, collections.deque[Work | None]()
         self._start: int | None = first_step  # until the first line with rates has said so
         self.restart_clock()
@@ -187,18 +185,19 @@ class Monitor:
         """Writes one line of metrics; `step` is the number of steps done.
 
         The first line with rates says at which step its process began: `start`.
+
+        Raises:
+          SaveError: there is no room for it, or no permission, ...
         """
         if not self._writes:
             return
         line = {"step": step, **metrics}
         if self._start is not None and PAIRS_PER_SECOND in metrics:
             line["start"], self._start = self._start, None
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        files.append(self._path, json.dumps(line) + "\n")
         numbers = {name: value for name, value in metrics.items() if not isinstance(value, str)}
         if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.log(step, numbers)
         if self._wandb is not None:
             self._wandb.log({tracking.STEP: step, **numbers})
         self._show(metrics)
@@ -220,10 +219,10 @@ class Monitor:
     def close(self) -> None:
         """Flushes everything."""
         self._bar.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
 
 def read_metrics(workdir: str) -> list[dict[str, float | str]]:
@@ -241,6 +240,4 @@ def drop_lines(path: epath.Path, dropped: Callable[[dict[str, Any]], bool]) -> N
         with contextlib.suppress(json.JSONDecodeError):
             if not dropped(json.loads(line)):
                 kept.append(line + "\n")
-    whole = path.with_name(f"{path.name}.tmp")  # no kill, and no full disk, costs earlier lines
-    whole.write_text("".join(kept))
-    whole.replace(path)
+    files.write(path, "".join(kept))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from clip_italian.config import ConfigError
-from clip_italian.data import caption_index
+from clip_italian.data import caption_index, records
 from clip_italian.data.caption_index import open_index, open_or_build
 from clip_italian.data.records import hash_words, open_split, write_records
 from clip_italian.data.tokens import encode
@@ -123,6 +123,70 @@ def test_a_build_that_breaks_off_leaves_nothing(source, tokenizer, cache, monkey
     np.testing.assert_array_equal(
         index.tokens(np.arange(5), 6).input_ids, encode(tokenizer, FLAT, 6).input_ids
     )
+
+
+def edited(change):
+    """Serializes records, and then changes that of number 1."""
+    serialize = records.serialize_record
+
+    def changed(one):
+        data = serialize(one)
+        return change(data) if one.image_id == "1" else data
+
+    return changed
+
+
+def without_captions(data):
+    example = records._Example.FromString(data)
+    del example.features.feature["captions"].bytes_list.value[:]
+    return example.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda data: b"<html>404</html>", "Error parsing message"),
+        (lambda data: b"\n\0", "index out of range"),
+        (lambda data: data.replace(b"nero", b"ner\xff"), "can't decode byte 0xff"),
+        (without_captions, "it has no caption"),
+    ],
+    ids=["no protocol buffer", "an empty one", "no UTF-8", "no caption"],
+)
+def test_a_record_that_is_none_is_named(tmp_path, tokenizer, cache, monkeypatch, change, reason):
+    monkeypatch.setattr(records, "serialize_record", edited(change))
+    made = [record(n, captions=captions) for n, captions in enumerate(CAPTIONS)]
+    write_records(tmp_path / "a", {"train": made}, name="a", shard_bytes=1)
+    source = open_split(tmp_path, "a", "train")
+    shard = tmp_path / "a" / "a-train.array_record-00001-of-00003"
+    said = f"sources: record 1 of a/train, in {shard}, cannot be read.*{reason}.*copy the source"
+    with pytest.raises(ConfigError, match=said):
+        open_or_build(source, tokenizer, 6, cache)
+    assert find(source, tokenizer, cache) is None
+
+
+def test_a_record_whose_bytes_changed_before_is_named(source, tokenizer, cache):
+    (shard,) = source.folder.glob("*array_record-*")
+    (whole,) = source.read([2])
+    data = bytearray(shard.read_bytes())
+    data[data.index(whole) + len(whole) // 2] ^= 4
+    shard.write_bytes(data)
+    source = open_split(source.folder.parent, "a", "train")
+    with pytest.raises(ConfigError, match="record 2 of a/train.*hash mismatch"):
+        open_or_build(source, tokenizer, 6, cache)
+
+
+def test_an_error_that_is_no_record_s_stays_what_it_is(source, tokenizer, cache, monkeypatch):
+    read, asked = type(source).read, []
+
+    def once(self, numbers):
+        asked.append(numbers)
+        if len(asked) == 1:
+            raise OSError(5, "the network was gone for a moment")
+        return read(self, numbers)
+
+    monkeypatch.setattr(type(source), "read", once)
+    with pytest.raises(OSError, match="for a moment"):
+        open_or_build(source, tokenizer, 6, cache)
 
 
 def test_a_folder_that_cannot_be_written(source, tokenizer, tmp_path):

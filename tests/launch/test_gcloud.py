@@ -37,6 +37,18 @@ def test_the_training_gets_its_places_and_further_flags():
     ]
 
 
+def test_records_are_looked_for_where_they_are_copied_to(tmp_path, monkeypatch):
+    (tmp_path / "disk/records").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "disk/records")
+    for here, data in ((tmp_path, "data"), (tmp_path, "disk/records/"), (tmp_path / "data", ".")):
+        monkeypatch.chdir(here)
+        job = dataclasses.replace(JOB, data=data)
+        (copy,) = (one for one in gcloud.prepare(job, 1, {}) if "--recurse" in one.words)
+        assert f"{tmp_path}/disk/records" in copy.words
+        words = gcloud.training(job, [])
+        assert words[words.index("--data_dir") + 1] == "data/records"
+
+
 def test_tokens_go_to_one_worker_at_a_time_and_are_in_no_word():
     commands = gcloud.prepare(JOB, 4, {"HF_TOKEN": "canary's"})
     with_tokens = [command for command in commands if command.stdin]
@@ -69,7 +81,8 @@ def test_states():
     assert gcloud.request_state(failed) == ("FAILED", "no room")
     assert gcloud.machine_state('{"state": "READY", "networkEndpoints": [{}, {}]}') == ("READY", 2)
     request, machine = gcloud.request_standing, gcloud.machine_standing
-    assert {request(one) for one in ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING")} == {"gone"}
+    assert {request(one) for one in ("SUSPENDING", "SUSPENDED", "FAILED")} == {"gone"}
+    assert request("DELETING") == "leaving"
     assert {request(one) for one in ("ACCEPTED", "CREATING", "PROVISIONING")} == {"waiting"}
     assert {machine(one) for one in ("PREEMPTED", "TERMINATED", "STOPPED")} == {"gone"}
     assert {machine(one) for one in ("RESTARTING", "REPAIRING", "CREATING")} == {"waiting"}

@@ -88,6 +88,15 @@ def test_a_failed_request_is_made_again(cloud):
     assert "FAILED (no capacity in this zone)" in cloud.text
 
 
+def test_a_request_that_is_still_being_deleted_is_waited_for(cloud):
+    cloud.arrange(exits="2 0")
+    assert cloud.launch() == 2
+    cloud.change(states=["DELETING"])
+    assert cloud.launch(wait_hours=0.01) == 1
+    assert cloud.slept == [30, 60] and "DELETING; 0 minutes so far" in cloud.text
+    assert cloud.steps().count("queued-resources create") == 1
+
+
 def test_after_a_preemption_it_goes_on_elsewhere(cloud):
     cloud.arrange(exits="hang 0", faults=[{"match": "follow 1", "then": {"machine": "PREEMPTED"}}])
     assert cloud.launch() == 0
@@ -153,9 +162,9 @@ def test_workers_that_still_run_after_the_first_has_failed_are_stopped(cloud, mo
     assert (cloud.folder / "worker-1/clip_italian/attempts/1/status").exists()
 
 
-def test_a_request_that_somebody_deleted_is_not_made_again(cloud):
-    deleted = {"match": "follow", "then": {"deleted": True}}
-    cloud.arrange(exits="hang", faults=[deleted])
+@pytest.mark.parametrize("world", [{"deleted": True}, {"states": ["DELETING"]}])
+def test_a_request_that_somebody_deletes_is_not_made_again(cloud, world):
+    cloud.arrange(exits="hang", faults=[{"match": "follow", "then": world}])
     assert cloud.launch() == 1
     assert cloud.steps().count("queued-resources create") == 1
     assert "was deleted; it is not made again" in cloud.text

@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clip_italian import cli
+from clip_italian.training import saved
 from tests.training.test_manifest import (
     delete,
     flip,
@@ -60,6 +62,21 @@ def test_verify(workdir, capsys):
     assert cli.main([*words, "--step", "8"]) == 1
     assert "step 12" not in capsys.readouterr().out.replace("step 12: ok", "")
     assert sorted(os.listdir(workdir / "checkpoints")) == ["12", "4", "8"], "nothing was moved"
+
+
+def test_what_a_run_deletes_meanwhile_is_no_damage(workdir, capsys, monkeypatch):
+    problems = saved.problems
+
+    def slow(folder, step, **options):
+        if step == 4:
+            shutil.rmtree(step_folder(workdir, 4))
+        return problems(folder, step, **options)
+
+    monkeypatch.setattr(saved, "problems", slow)
+    assert cli.main(["checkpoint", "verify", str(workdir)]) == 0
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first == "step 4: deleted meanwhile by the run, which keeps newer ones"
+    assert second.startswith("step 8: ok")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """A save that finds no room: what is said, what stays, and what the next start clears away."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
 import resource
 import subprocess
 import time
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,11 +16,13 @@ import pytest
 from etils import epath
 
 from clip_italian.config import ConfigError, TrainConfig
-from clip_italian.training import manifest, saved
-from clip_italian.training.checkpoint import Checkpoints, SaveError
+from clip_italian.training import distributed, manifest, saved, tensorboard
+from clip_italian.training.checkpoint import Checkpoints
+from clip_italian.training.files import SaveError
 from clip_italian.training.monitor import Monitor
 from clip_italian.training.step import TrainState
-from tests.training.test_loop import make_config, run
+from tests.training import test_faults
+from tests.training.test_loop import losses, make_config, run
 
 # TensorStore leaves writes behind that find Orbax's event loop closed when one of them has failed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -145,12 +149,64 @@ def test_a_full_disk_at_the_start_costs_no_earlier_line_of_metrics(tmp_path, mon
     line = json.dumps({"step": 3, "train/loss": 1.0}) + "\n"
     later = json.dumps({"step": 4, "train/loss": 1.0}) + "\n"
     (tmp_path / "metrics.jsonl").write_text(line + later)
-    with no_file_above(10), pytest.raises(OSError):
+    with no_file_above(10), pytest.raises(SaveError, match="metrics.jsonl does not take its cont"):
         Monitor(TrainConfig(workdir=str(tmp_path), steps=5), first_step=3)
     assert (tmp_path / "metrics.jsonl").read_text() == line + later
     Monitor(TrainConfig(workdir=str(tmp_path), steps=5), first_step=3).close()
     assert (tmp_path / "metrics.jsonl").read_text() == line
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_full_disk_between_saves_is_named_by_the_line_that_finds_no_room(tmp_path):
+    one = Monitor(TrainConfig(workdir=str(tmp_path), steps=5), first_step=0)
+    one.log(1, {"train/loss": 1.0})
+    with no_file_above(50), pytest.raises(SaveError) as caught:
+        one.log(2, {"train/loss": 1.0})
+    one.close()
+    assert re.fullmatch(
+        rf"workdir: {tmp_path}/metrics.jsonl does not take a line, which needs about 31 bytes "
+        r"\([\d,]+ were free\): .*File too large.*; make room and start again: .* are whole",
+        str(caught.value),
+    )
+
+
+def test_a_full_disk_between_saves_ends_the_run_which_goes_on_from_there(tmp_path):
+    config = make_config(tmp_path)
+    config = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, save_every=100),
+        eval=dataclasses.replace(config.eval, eval_every=100),
+    )
+    with no_file_above(1000), pytest.raises(SaveError, match=r"which need.* bytes .* make room"):
+        run(config)
+    assert int(run(config).step) == 12
+    assert [step for step, *_ in losses(tmp_path)] == list(range(1, 13))
+
+
+def test_a_full_disk_that_meets_a_fault_is_named(tmp_path):
+    long = SimpleNamespace(names_of=lambda step, skipped: ["x" * 3000], broken=())
+    with no_file_above(2000), pytest.raises(SaveError, match="faults.jsonl does not take a line"):
+        test_faults.run(test_faults.make_config(tmp_path), {0: test_faults.NAN}, examples=long)
+
+
+def test_curves_that_find_no_room_end_the_run_and_do_not_hang_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorboard, "FLUSH_SECONDS", 0)
+    one = tensorboard.Scalars(epath.Path(tmp_path), 0)
+    said = r"does not take TensorBoard's curves, which need about .* bytes .* make room"
+    with no_file_above(200), pytest.raises(SaveError, match=said):
+        for step in range(100):
+            one.log(step, {"loss": 1.0})
+    one.close()
+
+
+def test_a_file_that_finds_no_room_stays_what_it_was(tmp_path):
+    path = tmp_path / "run" / "config.py"
+    distributed.write(str(path), "config = 1\n")
+    with no_file_above(10), pytest.raises(SaveError, match=r"config\.py does not take its"):
+        distributed.write(str(path), "config = 2\n" * 1000)
+    assert path.read_text() == "config = 1\n"
+    distributed.write(str(path), "config = 2\n")
+    assert path.read_text() == "config = 2\n" and os.listdir(path.parent) == ["config.py"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

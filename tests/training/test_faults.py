@@ -246,6 +246,28 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
     assert kept(tmp_path) == []
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_every_number_of_a_state_is_looked_at(bad, dtype):
+    largest = float(jnp.finfo(dtype).max)
+    whole = np.full((7, 33), largest, dtype)  # whose sum would not be finite
+    for devices in (1, 8):
+        parallel = make_parallel("mesh", jax.devices()[:devices], shard_params=True)
+
+        def check(values, parallel=parallel):
+            table = np.concatenate([values, np.zeros((25, 33), dtype)])
+            params = {"first": np.ones(3, dtype), "table": table}
+            state = step.TrainState(jnp.int32(4), params, {}, jnp.full(2, 2**32 - 1, jnp.uint32))
+            faults.check_finite(parallel.place_state(state))
+
+        check(whole)
+        for place in ((0, 0), (3, 17), (6, 32)):
+            values = whole.copy()
+            values[place] = bad
+            with pytest.raises(FloatingPointError, match=r"'table'\] is not finite at step 4"):
+                check(values)
+
+
 def sample_losses():
     return json.loads(Path(__file__).with_name("sample_losses.json").read_text())
 
@@ -418,6 +440,41 @@ def test_broken_records_are_written_once(tmp_path):
         {"step": 1, "fault": "broken record", "record": "n/3", "reason": "no JPEG"},
         {"step": 1, "fault": "broken record", "record": "n/8", "reason": "cut short"},
     ]
+
+
+def test_broken_records_stay_written_when_the_run_goes_back(tmp_path, quick):
+    class Late(Named):
+        """Meets a record in a step that is taken back."""
+
+        @property
+        def broken(self):
+            done = read_metrics(str(tmp_path))
+            return [("n/3", "no JPEG")] if done and int(done[-1]["step"]) >= 8 else []
+
+        @broken.setter
+        def broken(self, _):
+            pass
+
+    run(make_config(tmp_path, train={"rewind": True}), {10: SPIKE}, examples=Late())
+    lines = faults.read_faults(str(tmp_path))
+    found = [(line["step"], line["fault"]) for line in lines]
+    assert found == [(8, "broken record"), (6, "rewind")]
+
+
+def test_each_process_writes_the_broken_records_of_its_share(tmp_path, monkeypatch):
+    """Process 0 may be rewriting its own file, after a kill that cut a line short, meanwhile."""
+    (tmp_path / "faults.jsonl").write_text('{"step": 8, "fau')
+    monkeypatch.setattr(faults.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(faults, "is_first", lambda: False)
+    checkpoints: Any = SimpleNamespace(faults=lambda step: {}, steps=lambda: [])
+    for first, wanted in ((0, ["n/3"]), (5, ["n/3", "n/4"])):
+        examples = Named(*[(name, "no JPEG") for name in wanted])
+        watch = faults.Watch(make_config(tmp_path), first, checkpoints, examples)
+        values = {"train/loss": float("nan"), "train/skipped": 1.0, "train/grad_norm": 1.0}
+        assert watch.check(first + 1, values) is None
+    assert [x["record"] for x in faults.read_faults(str(tmp_path), 1)] == ["n/3", "n/4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faults.1.jsonl", "faults.jsonl"]
+    assert (tmp_path / "faults.jsonl").read_text() == '{"step": 8, "fau'
 
 
 def test_long_lists_of_names_are_cut_in_messages():

@@ -1,17 +1,21 @@
 """What a run says of itself: rates by hand, lines, the progress bar, and wandb."""
 
 import json
+import struct
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import pytest
+from tensorboardX.proto import event_pb2
 
 from clip_italian.config import ConfigError, TrainConfig
 from clip_italian.training import monitor, tracking
 from clip_italian.training.cost import Work
 from clip_italian.training.monitor import Monitor, read_metrics
 
+messages: Any = event_pb2  # whose names are made when it is imported
 WORK = Work(flops=2e9, tokens=30, slots=40)
 
 
@@ -225,3 +229,29 @@ def test_the_real_wandb_offline(started, monkeypatch, tmp_path):
         content = path.read_bytes() if path.is_file() else b""
         assert b"5ec5ec" not in content and b"hf_5ecret" not in content, path
     assert b"train/loss" in written[0].read_bytes()
+
+
+def test_curves_are_what_tensorboard_reads_and_later_ones_of_before_are_hidden(tmp_path):
+    for first, steps in ((0, (1, 2, 3)), (2, (3,))):
+        one = Monitor(TrainConfig(workdir=str(tmp_path), steps=5), first_step=first)
+        for step in steps:
+            one.log(step, {"train/loss": step + first / 4, "batch_digest": "ff"})
+        one.close()
+    before, after = sorted((tmp_path / "tensorboard").iterdir(), key=lambda p: p.name[-1])
+    begins = messages.SessionLog.START
+    assert [
+        [(e.step, e.session_log.status, [(v.tag, v.simple_value) for v in e.summary.value])
+         for e in events(path)] for path in (before, after)
+    ] == [
+        [(0, 0, []), (1, begins, []), *[(n, 0, [("train/loss", n)]) for n in (1, 2, 3)]],
+        [(0, 0, []), (3, begins, []), (3, 0, [("train/loss", 3.5)])],
+    ]  # fmt: skip
+
+
+def events(path):
+    """Records of a file: length and checksum, event, checksum."""
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+        (size,) = struct.unpack_from("Q", data, at)
+        yield messages.Event.FromString(data[at + 12 : at + 12 + size])
+        at += 12 + size + 4

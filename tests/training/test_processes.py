@@ -197,6 +197,17 @@ def test_an_error_in_one_process_ends_all_and_is_named(tmp_path, who):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("who", [0, 1])
+def test_an_error_after_the_others_have_ended_is_named_and_they_are_not_blamed(tmp_path, who):
+    """Process 0 writes the report while the others have nothing left to do."""
+    statuses, logs = toy_run(tmp_path / "run", 2, 2, fault="report", who=who)
+    assert statuses == [1, 1], "\n".join(logs)
+    for log in logs:
+        assert f"error: process {who}: ValueError: no room for the report" in log
+        assert "died or hangs" not in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
 def test_a_process_that_does_not_come_is_named(tmp_path, who):
     statuses, logs = toy_run(tmp_path / "run", 2, 2, fault="late", who=who)
     assert statuses == [1, 1], "\n".join(logs)

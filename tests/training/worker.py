@@ -68,6 +68,9 @@ def work(workdir, steps, kind, shard_params, at, who, fault):
         checkpoints=checkpoints,
         monitor=Monitor(config.train, first_step=int(state.step)),
     )
+    if here == "report":
+        time.sleep(2)
+        raise ValueError("no room for the report")
     print("handler", signal.getsignal(signal.SIGTERM))
 
 
