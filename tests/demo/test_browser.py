@@ -16,7 +16,7 @@ from tests.pictures import png_bomb
 
 pytestmark = pytest.mark.browser
 QUERY = "una stella blu"
-PATIENCE = 60_000  # milliseconds, on a busy machine
+PATIENCE = 10_000  # milliseconds, on a busy machine
 # A rejected upload is answered with 413, which the browser itself writes down.
 EXPECTED = re.compile("413")
 
@@ -71,7 +71,9 @@ def keep(page, name):
 
 
 def search(page, text, words=ITALIAN):
-    page.get_by_label(words.query).fill(text)
+    # Random towers find nearly all pictures alike, so that hardly any would be left.
+    page.get_by_label(words.fold).uncheck()
+    page.get_by_label(words.query).locator("visible=true").fill(text)
     page.get_by_role("button", name=words.search, exact=True).click()
 
 
@@ -216,10 +218,10 @@ def test_a_picture_under_a_wrong_name_is_taken(page, photo):
 
 
 def test_all_is_done_by_keyboard_alone(page):
-    page.get_by_label(ITALIAN.query).focus()
+    page.get_by_label(ITALIAN.query).locator("visible=true").focus()
     page.keyboard.type(QUERY)
     page.keyboard.press("Enter")
-    remark(page, "12 immagini per")
+    remark(page, "immagini per")
     for _ in range(40):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.matches('ol.found button')"):
