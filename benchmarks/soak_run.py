@@ -122,8 +122,8 @@ class Watched(NamedTuple):
 def undisturbed(config: Path, workdir: Path, steps: int) -> dict[str, float]:
     """Trains to the end in peace; how memory, descriptors and threads grew meanwhile.
 
-    The first tenth of the steps, with the first saves and evaluation, is left out: what these
-    need once is no growth.
+    Watched from the thaw on, at a third of the steps: gradients of a further tower are no growth.
+    The tenth of the steps after it, with its first saves and evaluation, is left out as well.
     """
     training = Training(config, workdir)
     watched: list[Watched] = []
@@ -134,7 +134,8 @@ def undisturbed(config: Path, workdir: Path, steps: int) -> dict[str, float]:
     seconds = time.monotonic() - training.began
     if training.process.returncode:
         raise SystemExit(f"the undisturbed run failed:\n{training.said}")
-    early = [w for w in watched if steps // 10 < w.step <= steps // 5]
+    began_at = steps // 3 + steps // 10
+    early = [w for w in watched if began_at < w.step <= began_at + steps // 10]
     late = [w for w in watched if steps - steps // 10 <= w.step < steps]
     if not early or not late:
         raise SystemExit("the undisturbed run was too short to be watched; give more --steps")

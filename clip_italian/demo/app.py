@@ -7,9 +7,12 @@ from typing import Any
 
 import fastapi
 import gradio as gr
+from gradio import themes
+from gradio.components.navbar import Navbar
+from gradio.context import Context
 from gradio.utils import get_upload_folder
 
-from clip_italian.demo import picture_tabs, search_tabs
+from clip_italian.demo import markup, picture_tabs, search_tabs
 from clip_italian.demo.answers import Answers
 from clip_italian.demo.guard import Guard
 from clip_italian.demo.index import Index
@@ -64,7 +67,7 @@ def make_app(answers: Answers, other: Answers | None = None) -> fastapi.FastAPI:
 
 def _theme() -> Any:
     """Gradio's own, with system fonts (nothing is loaded from elsewhere) and more contrast."""
-    theme = gr.themes.Default(
+    theme = themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace"]
     )
     return theme.set(
@@ -90,9 +93,10 @@ def make_blocks(answers: Answers, other: Answers | None = None) -> gr.Blocks:
     with gr.Blocks(
         title="CLIP-Italian", analytics_enabled=False, delete_cache=(_OLD, _OLD)
     ) as blocks:
-        gr.Navbar(main_page_name=ITALIAN.own_name)
+        Navbar(main_page_name=ITALIAN.own_name)
         _page(ITALIAN, answers, other, rows)
     with blocks.route(ENGLISH.own_name, "/en"):
+        Navbar(main_page_name=ITALIAN.own_name)
         _page(ENGLISH, answers, other, rows)
     return blocks
 
@@ -113,9 +117,7 @@ def _page(words: Words, answers: Answers, other: Answers | None, rows: Sequence[
     captions = example_captions(answers.index, rows)
     candidates = captions if len(captions) > 1 else words.candidate_texts
     page = Page(words, answers, captions or words.example_queries, candidates, rows)
-    count = words.pictures.format(count=f"{len(answers.index.keys):,}")
-    gr.Markdown(f"# {words.title}\n{words.intro}")
-    gr.Markdown(f"{words.model} **{answers.model.name}** · {count}")
+    gr.HTML(markup.heading(words, answers.model.name, len(answers.index.keys)))
     with gr.Tab(words.text_to_image):
         search_tabs.text_to_image(page)
     with gr.Tab(words.image_to_text):
@@ -125,6 +127,6 @@ def _page(words: Words, answers: Answers, other: Answers | None, rows: Sequence[
     if other is not None:
         with gr.Tab(words.compare):
             search_tabs.compare(page, other)
-    context = gr.context.Context.root_block
+    context = Context.root_block
     assert context is not None
     context.load(None, js=_ON_LOAD % words.language)

@@ -2,11 +2,14 @@
 
 import base64
 import functools
+import io
 from collections.abc import Sequence
 
 import jinja2
-import matplotlib
 from markupsafe import Markup, escape
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from PIL import Image
 
 from clip_italian.demo.answers import Found
 from clip_italian.demo.index import Index
@@ -54,9 +57,22 @@ def remarks(lines: Sequence[str], *, wrong: bool = False) -> str:
     return _render("remarks.html.j2", lines=lines, wrong=wrong)
 
 
+def heading(words: Words, model: str, count: int) -> str:
+    """Title of a page, what it is for, the way to the other language, model and pictures."""
+    pictures = words.pictures.format(count=f"{count:,}")
+    return _render("heading.html.j2", words=words, model=model, pictures=pictures)
+
+
+def picture(image: Image.Image, name: str) -> str:
+    """One picture with its name, up to 480 pixels high."""
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=90)
+    return _render("picture.html.j2", source=_source(data.getvalue()), name=name)
+
+
 def legend(words: Words, colors: str) -> str:
     """The colour scale of a heat map, from less to more."""
-    shades = [matplotlib.colors.to_hex(matplotlib.colormaps[colors](i / 8)) for i in range(9)]
+    shades = [to_hex(colormaps[colors](i / 8)) for i in range(9)]
     return _render("legend.html.j2", words=words, shades=shades)
 
 
@@ -95,5 +111,5 @@ def _plain(value: object) -> Markup:
     return Markup(str(escape(value)).translate(_TEMPLATE_SIGNS))
 
 
-def _render(name: str, **values: object) -> str:
-    return _environment().get_template(name).render(**values)
+def _render(template: str, **values: object) -> str:
+    return _environment().get_template(template).render(**values)

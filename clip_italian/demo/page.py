@@ -1,6 +1,7 @@
 """What the tabs of the page share: the model's answers, checks, picture fields, remarks."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -70,6 +71,15 @@ def buttons() -> Any:
     return gr.HTML(js_on_load=_PICK)
 
 
+def examples(page: Page, field: Any) -> None:
+    """Buttons that write an example query into a text field."""
+    gr.Markdown(page.words.examples)
+    with gr.Row(elem_classes="examples"):
+        for text in page.queries:
+            button = gr.Button(text, size="sm", min_width=120)
+            button.click(None, None, field, js=f"() => {json.dumps(text)}", **PRIVATE)
+
+
 def picture_fields(page: Page) -> tuple[Any, Any, Any, Any]:
     """Upload, row of a chosen example, the picture they give, and a place for remarks."""
     words, index = page.words, page.answers.index
@@ -77,14 +87,14 @@ def picture_fields(page: Page) -> tuple[Any, Any, Any, Any]:
     row = gr.State(None)
     examples = buttons()
     examples.value = markup.choices(page.rows, index, words)
-    shown = gr.Image(label=words.upload, interactive=False, visible=False, buttons=[], height=260)
+    shown = gr.HTML()
     remarks = gr.HTML()
 
-    def show(path: str | None, chosen: int | None) -> tuple[Any, str]:
+    def show(path: str | None, chosen: int | None) -> tuple[str, str]:
         if not path and chosen is None:
-            return gr.update(value=None, visible=False), ""
+            return "", ""
         picture, said = tried(lambda: (page.picture(path, chosen).open(), []), page)
-        return gr.update(value=picture, visible=picture is not None), said
+        return "" if picture is None else markup.picture(picture, words.chosen), said
 
     def choose(event: gr.EventData) -> tuple[Any, int | None, Any, str]:
         chosen = int(event.row)

@@ -1,7 +1,7 @@
 """The tabs that begin with a picture: which text fits it, and where a phrase is in it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -17,6 +17,14 @@ from clip_italian.evaluation.languages import naming
 
 MOST_CANDIDATES = 50
 _BARS = 10
+
+
+class Seen(NamedTuple):
+    """A picture (uint8 [h, w, 3]), its heat (float32 [h, w]), and what the map is called."""
+
+    pixels: np.ndarray
+    heat: np.ndarray
+    name: str
 
 
 def image_to_text(page: Page) -> None:
@@ -79,32 +87,31 @@ def localise(page: Page) -> None:
     )
     opacity = gr.Slider(0, 1, 0.6, step=0.05, label=words.opacity)
     button = gr.Button(words.locate, variant="primary")
-    seen = gr.Image(
-        label=words.heat_map, interactive=False, format="jpeg", buttons=[], visible=False
-    )
+    seen = gr.HTML()
     scale = gr.HTML(markup.legend(words, where.COLORS), visible=False)
     heat = gr.State(None, time_to_live=3600)  # the picture and its map, for other opacities
 
     def locate(
         path: str | None, chosen: int | None, text: str, how: str, opaque: float
     ) -> tuple[str, Any, Any, Any]:
-        def answer() -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
+        def answer() -> tuple[Seen, list[str]]:
             picture = page.picture(path, chosen)
             asked, lines = page.check(text)
             pixels, heat = np.asarray(picture.open()), _heat(answers, picture, asked, how)
             flat = [words.flat] if np.ptp(heat) < 1e-6 else []
             told = words.heat_map_of.format(phrase=asked)
-            return (pixels, where.on_whole_picture(heat, *pixels.shape[:2])), [told, *flat, *lines]
+            found = Seen(pixels, where.on_whole_picture(heat, *pixels.shape[:2]), told)
+            return found, [told, *flat, *lines]
 
         found, said = tried(answer, page)
         there = gr.update(visible=found is not None)
         return said, blend(found, opaque), there, found
 
-    def blend(found: tuple[np.ndarray, np.ndarray] | None, opaque: float) -> Any:
+    def blend(found: Seen | None, opaque: float) -> str:
         if found is None:
-            return gr.update(value=None, visible=False)
-        image = Image.fromarray(where.overlay(*found, min(max(float(opaque), 0.0), 1.0)))
-        return gr.update(value=image, visible=True)
+            return ""
+        blended = where.overlay(found.pixels, found.heat, min(max(float(opaque), 0.0), 1.0))
+        return markup.picture(Image.fromarray(blended), found.name)
 
     fields = [upload, row, phrase, method, opacity]
     button.click(locate, fields, [remarks, seen, scale, heat], **api("locate", words))

@@ -2,6 +2,7 @@
 
 import functools
 import unicodedata
+from typing import Any
 
 import lingua
 
@@ -48,7 +49,8 @@ def check(text: str | None, model: LoadedModel, words: Words, example: str) -> l
 
 
 def _length(query: str, model: LoadedModel, words: Words) -> list[str]:
-    count, most = len(model.tokenizer(query)["input_ids"]), model.config.data.max_length
+    ids: Any = model.tokenizer(query)["input_ids"]
+    count, most = len(ids), model.config.data.max_length
     return [words.cut.format(count=count, most=most)] if count > most else []
 
 

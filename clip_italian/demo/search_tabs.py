@@ -7,7 +7,7 @@ import gradio as gr
 
 from clip_italian.demo import markup, queries
 from clip_italian.demo.answers import MOST_RESULTS, NEAR_DUPLICATE, Answers, Found
-from clip_italian.demo.page import PRIVATE, Page, api, buttons, tried
+from clip_italian.demo.page import PRIVATE, Page, api, buttons, examples, tried
 
 SHOWN = 12  # pictures at first
 
@@ -32,7 +32,7 @@ def text_to_image(page: Page) -> None:
     fold = gr.Checkbox(True, label=words.fold, info=hint)
     button = gr.Button(words.search, variant="primary")
     remarks, found = gr.HTML(), buttons()
-    gr.Examples([[text] for text in page.queries], [query], label=words.examples)
+    examples(page, query)
 
     def search(text: str, without: str, k: float | None, folding: bool) -> tuple[str, str]:
         def answer() -> tuple[Found, list[str]]:
@@ -74,7 +74,7 @@ def compare(page: Page, other: Answers) -> None:
             with gr.Column():
                 gr.Markdown(f"### {answers.model.name}")
                 found.append(gr.HTML())
-    gr.Examples([[text] for text in page.queries], [query], label=words.examples)
+    examples(page, query)
 
     def search(text: str) -> tuple[str, str, str]:
         def answer() -> tuple[list[str], list[str]]:
@@ -91,8 +91,9 @@ def compare(page: Page, other: Answers) -> None:
             ]
             return shown, [common, *lines]
 
-        pages, said = tried(answer, page)
-        return said, *(pages or ["", ""])
+        shown, said = tried(answer, page)
+        one, another = shown or ("", "")
+        return said, one, another
 
     button.click(search, query, [remarks, *found], **api("compare", words))
     query.submit(search, query, [remarks, *found], **PRIVATE)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-import clip_italian
 from clip_italian.config import ConfigError
 
 MODEL, INDEX = "model", "index"  # folders in it
@@ -80,7 +79,7 @@ def write_files(space: Path, *, model: str, name: str, title: str, count: int) -
       title: of the Space.
       count: number of pictures.
     """
-    package = Path(clip_italian.__file__).parent
+    package = Path(__file__).parent.parent
     shutil.copytree(
         package, space / "clip_italian", ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
     )

@@ -15,6 +15,8 @@ class Words:
     own_name: str
     title: str
     intro: str
+    other_page: str
+    other_path: str
     model: str
     pictures: str
     # tabs
@@ -41,7 +43,7 @@ class Words:
     found_like: str
     # image → text
     upload: str
-    upload_hint: str
+    chosen: str
     or_example: str
     candidates: str
     typed: str
@@ -61,7 +63,6 @@ class Words:
     occlusion: str
     opacity: str
     locate: str
-    heat_map: str
     heat_map_of: str
     legend_low: str
     legend_high: str
@@ -100,6 +101,8 @@ ITALIAN = Words(
         "Scrivi una frase e cerca tra le immagini, o carica un'immagine e scegli tra le parole. "
         "Le immagini caricate non lasciano questo server e non vengono conservate."
     ),
+    other_page="In English",
+    other_path="/en",
     model="modello",
     pictures="{count} immagini",
     text_to_image="Testo → immagini",
@@ -123,7 +126,7 @@ ITALIAN = Words(
     found="{count} immagini per «{query}», in {milliseconds} ms",
     found_like="{count} immagini simili a «{caption}», in {milliseconds} ms",
     upload="Immagine (JPEG, PNG o WebP, al massimo 5 MB)",
-    upload_hint="Trascina qui un'immagine o premi per sceglierla",
+    chosen="L'immagine scelta",
     or_example="O scegli un'immagine dell'indice",
     candidates="Parole tra cui scegliere",
     typed="Le scrivo io",
@@ -142,7 +145,6 @@ ITALIAN = Words(
     occlusion="coprendo (lento)",
     opacity="Opacità della mappa",
     locate="Indica",
-    heat_map="Mappa di calore",
     heat_map_of="Mappa di calore di «{phrase}» sull'immagine",
     legend_low="meno",
     legend_high="di più",
@@ -184,6 +186,8 @@ ENGLISH = Words(
         "Write a phrase in Italian and search the pictures, or upload a picture and choose among "
         "words. Uploaded pictures do not leave this server and are not kept."
     ),
+    other_page="In italiano",
+    other_path="/",
     model="model",
     pictures="{count} pictures",
     text_to_image="Text → images",
@@ -207,7 +211,7 @@ ENGLISH = Words(
     found="{count} pictures for “{query}”, in {milliseconds} ms",
     found_like="{count} pictures like “{caption}”, in {milliseconds} ms",
     upload="Picture (JPEG, PNG or WebP, 5 MB at most)",
-    upload_hint="Drop a picture here, or press to choose one",
+    chosen="The chosen picture",
     or_example="Or choose a picture of the index",
     candidates="Words to choose among",
     typed="I write them",
@@ -226,7 +230,6 @@ ENGLISH = Words(
     occlusion="by covering (slow)",
     opacity="Opacity of the map",
     locate="Point",
-    heat_map="Heat map",
     heat_map_of="Heat map of “{phrase}” over the picture",
     legend_low="less",
     legend_high="more",
