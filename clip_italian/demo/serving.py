@@ -7,9 +7,11 @@ import tempfile
 import jax
 import uvicorn
 
+from clip_italian.demo import queries
 from clip_italian.demo.answers import Answers
 from clip_italian.demo.app import make_app
 from clip_italian.demo.index import open_index
+from clip_italian.demo.words import ITALIAN
 from clip_italian.hub.load import LoadedModel, RunEncoder, load_model
 
 
@@ -29,6 +31,7 @@ def answers_of(loaded: LoadedModel, index_dir: str) -> Answers:
     index = open_index(index_dir, encoder.fingerprint)
     answers = Answers(on_device, encoder, index)
     answers.warm_up()
+    queries.check("una stella blu", on_device, ITALIAN, "")  # loads what tells languages apart
     return answers
 
 
