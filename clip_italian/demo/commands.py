@@ -10,7 +10,7 @@ from clip_italian.demo import building, index_commands, serving, sources, space
 from clip_italian.demo.answers import Answers
 from clip_italian.evaluation.commands import parse
 from clip_italian.evaluation.encoders import is_run
-from clip_italian.hub.load import LoadedModel, RunEncoder, load_model
+from clip_italian.hub.load import RunEncoder, load_model
 
 SAMPLE = ("runs/sample", "data/sample")
 ExportModel = Callable[[str, str, str], None]  # run, new folder, tokenizer
@@ -83,13 +83,10 @@ def _answers(
 ) -> Answers:
     """A model and its index, brought up to date."""
     loaded = load_model(model, tokenizer=flags.tokenizer)
-    folder = index_commands.default_folder(model, flags.images)
-    tell(_update(loaded, folder, pictures))
+    encoder = RunEncoder(loaded)
+    folder = index_commands.default_folder(model, flags.images, encoder.fingerprint)
+    tell(building.update_index(folder, pictures, encoder).text())
     return serving.answers_of(loaded, folder)
-
-
-def _update(loaded: LoadedModel, folder: str, pictures: sources.Pictures) -> str:
-    return building.update_index(folder, pictures, RunEncoder(loaded)).text()
 
 
 def _write_space(
@@ -108,7 +105,7 @@ def _write_space(
     staged.mkdir(parents=True)
     model = _model_of(flags, staged, export_model)
     loaded = load_model(model if model != space.MODEL else str(staged / space.MODEL))
-    tell(_update(loaded, str(staged / space.INDEX), pictures))
+    tell(building.update_index(staged / space.INDEX, pictures, RunEncoder(loaded)).text())
     name = flags.model if model != space.MODEL else Path(flags.model).resolve().name
     count = len(pictures.keys)
     space.write_files(staged, model=model, name=name, title=flags.title, count=count)

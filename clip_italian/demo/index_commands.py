@@ -38,11 +38,13 @@ def run(words: Sequence[str], rooms: Rooms) -> str:
         raise ConfigError(f"batch_size = {flags.batch_size} is not allowed; give 1 or more")
     if not 0 < flags.least_recall <= 1:
         raise ConfigError(f"least_recall = {flags.least_recall} is not allowed; give 0 to 1")
-    folder = flags.index_dir or default_folder(flags.model, flags.images)
+    if flags.verify and flags.index_dir:
+        return index.verify(flags.index_dir)
+    encoder = rooms.open_run(flags.model, flags.tokenizer, flags.batch_size)
+    folder = flags.index_dir or default_folder(flags.model, flags.images, encoder.fingerprint)
     if flags.verify:
         return index.verify(folder)
     pictures = open_pictures(flags.images, rooms.open_records)
-    encoder = rooms.open_run(flags.model, flags.tokenizer, flags.batch_size)
     lines = [building.update_index(folder, pictures, encoder).text()]
     if flags.approximate:
         from clip_italian.demo import approximate  # needs faiss
@@ -51,6 +53,9 @@ def run(words: Sequence[str], rooms: Rooms) -> str:
     return "\n".join([*lines, f"index: {folder}"])
 
 
-def default_folder(model: str, images: str) -> str:
-    """Where the index of these pictures by this model lies if no folder is named."""
-    return str(Path("indexes", f"{file_name(model)}-{file_name(images)}"))
+def default_folder(model: str, images: str, fingerprint: str) -> str:
+    """Where the index of these pictures by this model lies if no folder is named.
+
+    The fingerprint is in it: a run that has been trained further gets an index of its own.
+    """
+    return str(Path("indexes", f"{file_name(model)}-{file_name(images)}-{fingerprint[:8]}"))

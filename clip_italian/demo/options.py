@@ -16,7 +16,7 @@ class IndexOptions:
     images: str
     """Folder of JPEG, PNG and WebP files, or records as DATA_DIR/SOURCE[:SPLIT] (validation)."""
     index_dir: str = ""
-    """Folder of the index; empty takes indexes/MODEL-IMAGES."""
+    """Folder of the index; empty takes indexes/MODEL-IMAGES-FINGERPRINT."""
     approximate: bool = False
     """Add an approximate index if there are so many pictures that exact search is slow."""
     least_recall: float = 0.95

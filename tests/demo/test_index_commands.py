@@ -96,7 +96,9 @@ def test_a_folder_becomes_an_index_and_is_kept_up_to_date(place, tmp_path, calle
 def test_records_have_captions_and_a_folder_of_their_own(place, tmp_path, called):
     status, _, err = called("--images", place / "a")
     assert status == 0, err
-    folder = default_folder(str(place / "runs" / "tiny"), str(place / "a"))
+    run = str(place / "runs" / "tiny")
+    fingerprint = RunEncoder(load_model(run)).fingerprint
+    folder = default_folder(run, str(place / "a"), fingerprint)
     index = open_index(tmp_path / folder)
     assert index.captions == [[text] for text in CAPTIONS[:4]]
     status, _, err = called("--images", f"{place / 'a'}:train", "--index_dir", "train")
@@ -106,8 +108,8 @@ def test_records_have_captions_and_a_folder_of_their_own(place, tmp_path, called
 
 
 def test_the_default_folder_is_named_after_model_and_pictures():
-    assert default_folder("runs/sample@best", "data/sample:train") == (
-        "indexes/runs_sample_best-data_sample_train"
+    assert default_folder("runs/sample@best", "data/sample:train", "0123456789abcdef") == (
+        "indexes/runs_sample_best-data_sample_train-01234567"
     )
 
 
