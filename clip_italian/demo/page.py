@@ -80,8 +80,8 @@ def examples(page: Page, field: Any) -> None:
             button.click(None, None, field, js=f"() => {json.dumps(text)}", **PRIVATE)
 
 
-def picture_fields(page: Page) -> tuple[Any, Any, Any, Any]:
-    """Upload, row of a chosen example, the picture they give, and a place for remarks."""
+def picture_fields(page: Page) -> tuple[Any, Any, Any]:
+    """Upload, row of a chosen example, and a place for remarks; shows the picture they give."""
     words, index = page.words, page.answers.index
     upload = gr.File(label=words.upload, type="filepath", height=140)
     row = gr.State(None)
@@ -103,7 +103,7 @@ def picture_fields(page: Page) -> tuple[Any, Any, Any, Any]:
     upload.upload(lambda path: (None, *show(path, None)), upload, [row, shown, remarks], **PRIVATE)
     upload.clear(lambda: (None, *show(None, None)), None, [row, shown, remarks], **PRIVATE)
     examples.pick(choose, None, [upload, row, shown, remarks], **PRIVATE)
-    return upload, row, shown, remarks
+    return upload, row, remarks
 
 
 def tried(answer: Callable[[], tuple[_T, list[str]]], page: Page) -> tuple[_T | None, str]:

@@ -30,7 +30,7 @@ class Seen(NamedTuple):
 def image_to_text(page: Page) -> None:
     """A picture and candidate texts, and how probable each is."""
     words, answers = page.words, page.answers
-    upload, row, shown, remarks = picture_fields(page)
+    upload, row, remarks = picture_fields(page)
     how = gr.Radio(
         [(words.typed, "typed"), (words.pack, "pack")], value="typed", label=words.candidates
     )
@@ -65,16 +65,14 @@ def image_to_text(page: Page) -> None:
         found, said = tried(answer, page)
         return said, gr.update(value=found, visible=found is not None)
 
-    name = api("classify", words)
     fields = [upload, row, how, texts, around, form]
-    button.click(classify, fields, [remarks, bars], **name)
-    del shown
+    button.click(classify, fields, [remarks, bars], **api("classify", words))
 
 
 def localise(page: Page) -> None:
     """A picture and a phrase, and where in the picture the model finds it."""
     words, answers = page.words, page.answers
-    upload, row, shown, remarks = picture_fields(page)
+    upload, row, remarks = picture_fields(page)
     phrase = gr.Textbox(
         label=words.phrase,
         placeholder=words.phrase_hint.format(example=page.queries[0]),
@@ -117,7 +115,6 @@ def localise(page: Page) -> None:
     button.click(locate, fields, [remarks, seen, scale, heat], **api("locate", words))
     phrase.submit(locate, fields, [remarks, seen, scale, heat], **PRIVATE)
     opacity.release(blend, [heat, opacity], seen, show_progress="hidden", **PRIVATE)
-    del shown
 
 
 def _candidates(lines: str, words: Words) -> list[str]:

@@ -54,8 +54,7 @@ def text_to_image(page: Page) -> None:
         return _results(answer, page)
 
     asked = [query, negative, count, fold]
-    name = api("search", words)
-    button.click(search, asked, [remarks, found], **name)
+    button.click(search, asked, [remarks, found], **api("search", words))
     query.submit(search, asked, [remarks, found], **PRIVATE)
     negative.submit(search, asked, [remarks, found], **PRIVATE)
     found.pick(like, [count, fold], [remarks, found], **PRIVATE)
