@@ -203,6 +203,26 @@ class Checkpoints:
                 metrics=None if chosen is None else {self._best_metric: float(chosen)},
             )
 
+    def lacks_metrics(self, step: int) -> bool:
+        """Whether there is a checkpoint of `step`, saved without metrics. Process 0 decides."""
+        lacks = step in saved.steps(self.folder) and not saved.metrics(self.folder, step)
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(lacks)))
+
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes metrics into a finished checkpoint that lacks them, as `save` would have.
+
+        Raises:
+          SaveError: there is no room for them, or no permission, ...
+        """
+        chosen = metrics.get(self._best_metric)
+        if chosen is not None and jax.process_index() == 0:
+            folder = self.folder / str(step)
+            # Until the new manifest is there nobody sealed them: whole either way.
+            files.write(folder / saved.METRICS, json.dumps({self._best_metric: float(chosen)}))
+            manifest.write(folder)
+        multihost_utils.sync_global_devices("metrics are added")
+        self._manager.reload()
+
     def _clear(self) -> None:
         """Deletes what is no longer kept."""
         place = self.folder / _DELETED

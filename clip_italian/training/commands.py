@@ -76,7 +76,7 @@ def table(folder: epath.Path) -> list[str]:
     rows = [("step", "saved (UTC)", "MB", metric or "metric", "", "files")]
     for step in steps:
         place, value = folder / str(step), values[step].get(metric)
-        size = sum((place / name).stat().length for name in manifest.files(place))
+        size = sum((place / name).stat().length for name in manifest.names_of(place))
         rows.append(
             (
                 f"{step:,}",

@@ -90,13 +90,13 @@ def train(
 
     Raises:
       Preempted: the processes were told to end; the state is saved.
-      FloatingPointError: too many steps went wrong, or the state is not finite; no checkpoint has
-        taken in anything of that.
+      FloatingPointError: too many steps went wrong, or the state is not finite; none is saved.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params)
     with contextlib.closing(checkpoints), contextlib.closing(monitor):
         check_finite(state)
         watch = Watch(config, int(state.step), checkpoints, examples)
+        _make_up(config, state, evaluate, checkpoints, monitor)
         while True:
             end = _train_on(
                 config,
@@ -177,7 +177,7 @@ def _train_on(
             if optim.phase_at(phases, done) != phase:
                 state = enter_phase(state, optimizer, optim.phase_at(phases, done))
                 state = parallel.place_state(state)
-            evaluated = done % config.eval.eval_every == 0 or done == steps
+            evaluated = _is_due(config, done)
             if evaluated or done % every.save_every == 0:
                 # What is kept with a state is what the watch knows once it has seen its own loss.
                 log_every = 1 if evaluated else every.log_every
@@ -195,6 +195,28 @@ def _train_on(
         if results is None:
             results = dict(evaluate(state.evaluated))
         return state, results
+
+
+def _is_due(config: Config, done: int) -> bool:
+    return done % config.eval.eval_every == 0 or done == config.train.steps
+
+
+def _make_up(
+    config: Config,
+    state: TrainState,
+    evaluate: Evaluator,
+    checkpoints: Checkpoints,
+    monitor: Monitor,
+) -> None:
+    """The evaluation at which an earlier process was told to end: its state alone was saved."""
+    done = int(state.step)
+    if _is_due(config, done) and checkpoints.lacks_metrics(done):
+        monitor.say(f"step {done}: the evaluation that was cut short")
+        results = _results(evaluate(state.evaluated))
+        if results is None:
+            raise Preempted(done)
+        monitor.log(done, results)
+        checkpoints.add_metrics(done, results)
 
 
 def _results(values: Iterable[tuple[str, float]]) -> dict[str, float] | None:

@@ -13,6 +13,8 @@ from typing import Any
 
 from etils import epath
 
+from clip_italian.training import files
+
 NAME = "sha256.json"
 # Orbax writes these at the commit, afterwards; nothing of the state is in them.
 UNSEALED = {NAME, "_CHECKPOINT_METADATA", "commit_success.txt"}
@@ -21,9 +23,9 @@ _CHUNK, _SMALL = 2**22, 2**16
 
 def write(folder: epath.Path) -> None:
     """Seals the files of a folder. `hashlib` lets other threads run meanwhile."""
-    names = sorted(set(files(folder)) - UNSEALED)
+    names = sorted(set(names_of(folder)) - UNSEALED)
     text = json.dumps({"files": dict(zip(names, _seals(folder, names), strict=True))}, indent=1)
-    (folder / NAME).write_text(text + "\n")
+    files.write(folder / NAME, text + "\n")
 
 
 def read(folder: epath.Path) -> dict[str, dict[str, Any]]:
@@ -79,11 +81,11 @@ def problems(
         return [line for line in threads.map(problem, sealed) if line]
 
 
-def files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+def names_of(folder: epath.Path, prefix: str = "") -> Iterator[str]:
     """Names of all files below a folder, relative to it."""
     for path in folder.iterdir():
         if path.is_dir():
-            yield from files(path, f"{prefix}{path.name}/")
+            yield from names_of(path, f"{prefix}{path.name}/")
         else:
             yield prefix + path.name
 

@@ -14,6 +14,7 @@ from etils import epath
 from clip_italian.config import ConfigError
 from clip_italian.training import manifest
 
+METRICS = "metrics/metrics"  # as Orbax has it
 logger = logging.getLogger(__name__)
 
 
@@ -33,7 +34,7 @@ def steps(folder: epath.Path) -> list[int]:
 def metrics(folder: epath.Path, step: int) -> dict[str, float]:
     """What a checkpoint was evaluated to; empty where it was not, or where that cannot be read."""
     try:
-        found = json.loads((folder / str(step) / "metrics" / "metrics").read_text())
+        found = json.loads((folder / str(step) / METRICS).read_text())
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

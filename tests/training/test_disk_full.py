@@ -65,7 +65,9 @@ def check_message(error, workdir, step, number):
     assert found and int(found[1]) == step
     assert int(found[2].replace(",", "")) == 4 * WIDTH**2 + 4 + 8
     assert error.startswith(f"workdir: {workdir / 'checkpoints'} does not take the checkpoint")
-    assert f"os_error_code='{number}'" in error and "make room and start again" in error
+    # TensorStore's own error, or that of a small file beside its own.
+    assert f"os_error_code='{number}'" in error or f"[Errno {number}]" in error
+    assert "make room and start again" in error
 
 
 @pytest.mark.parametrize("at", ["the next save", "the end"])

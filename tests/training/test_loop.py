@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from clip_italian.config import ConfigError, TrainConfig
-from clip_italian.training import loop
+from clip_italian.training import loop, saved
 from clip_italian.training.checkpoint import Checkpoints, check_same_run, describe
 from clip_italian.training.feed import batch_digest
+from clip_italian.training.fellows import Preempted
 from clip_italian.training.monitor import Monitor, read_metrics
 from clip_italian.training.parallel import make_parallel, shares
 from tests import toy
@@ -143,6 +145,27 @@ def test_checkpoints_kept_are_the_latest_and_the_best(tmp_path):
     assert sorted(p.name for p in tmp_path.joinpath("checkpoints").iterdir()) == ["12", "4", "9"]
     assert checkpoints.best() == (4, 5.0)
     checkpoints.close()
+
+
+def test_an_evaluation_cut_short_is_made_up_and_counts(tmp_path, monkeypatch):
+    asked = []
+    scores = iter([5.0, 5.0, 1.0, 2.0])
+
+    def score(params):
+        asked.append(jax.device_get(params))
+        yield "score", next(scores)
+
+    with monkeypatch.context() as now, pytest.raises(Preempted):
+        now.setattr(loop.distributed, "preempted", lambda: len(asked) == 1)
+        run(make_config(tmp_path), score=score)
+    assert not saved.metrics(epath.Path(tmp_path) / "checkpoints", 4)
+    run(make_config(tmp_path), score=score)
+    evaluated = [(x["step"], x["score"]) for x in read_metrics(str(tmp_path)) if "score" in x]
+    assert evaluated == [(4, 5.0), (8, 1.0), (12, 2.0)]
+    jax.tree.map(np.testing.assert_array_equal, asked[0], asked[1])
+    kept = epath.Path(tmp_path) / "checkpoints"
+    assert not any(saved.problems(kept, step) for step in saved.steps(kept))
+    assert saved.best(kept, "score") == (4, 5.0)
 
 
 def test_the_time_of_compilation_is_no_time_of_training(tmp_path, monkeypatch):
