@@ -167,6 +167,8 @@ def test_no_address_is_fetched(address, trap, field):
         assert "secret" not in call(address, "locate", *data)
     requests.get(f"{address}/gradio_api/file={trap}", timeout=30, allow_redirects=True)
     requests.get(f"{address}/gradio_api/proxy={trap}", timeout=30, allow_redirects=True)
+    got = requests.get(f"{address}/gradio_api/file/{trap}", timeout=30, allow_redirects=False)
+    assert "location" not in got.headers, "nobody is sent on to another server"
     assert Trap.asked == []
 
 
@@ -182,6 +184,10 @@ def test_no_file_of_the_machine_is_served(address, tmp_path):
     file = {"path": str(canary), **FILE}
     said = call(address, "locate", file, None, QUERY, "tokens", 0.5)
     assert "only uploaded files are read" in said
+    body = json.dumps({"data": [file, None, QUERY, "tokens", 0.5]}).encode("utf-16")
+    headers = {"content-type": "application/json"}
+    url = f"{address}/gradio_api/call/locate"
+    assert requests.post(url, data=body, headers=headers, timeout=60).status_code == 400
 
 
 def test_uploads_are_limited(address):
