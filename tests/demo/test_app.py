@@ -5,6 +5,7 @@ import html
 import http.server
 import io
 import json
+import pickle
 import threading
 from typing import ClassVar
 
@@ -12,8 +13,10 @@ import pytest
 import requests
 from PIL import Image
 
+from clip_italian.demo import picture_tabs
 from clip_italian.demo.app import WAITING, example_captions, example_rows
-from clip_italian.demo.pictures import MAX_BYTES
+from clip_italian.demo.page import Page
+from clip_italian.demo.pictures import MAX_BYTES, decode
 from clip_italian.demo.words import ENGLISH, ITALIAN
 
 QUERY = "una stella blu"
@@ -222,6 +225,16 @@ def test_many_users_at_once_get_answers(ask):
         for text, job in zip(asked, jobs, strict=True):
             assert text in job.result()[0]
     assert WAITING >= 20
+
+
+def test_what_is_kept_of_a_visitor_is_small(answers):
+    """Gradio keeps it for an hour, also for clients that will never come again."""
+    page = Page(ITALIAN, answers, [QUERY], [], [])
+    photo = io.BytesIO()
+    Image.new("RGB", (1600, 1200), "blue").save(photo, "JPEG")
+    picture = decode(photo.getvalue(), ITALIAN)
+    kept, _ = picture_tabs.located(page, picture, QUERY, "tokens")
+    assert len(pickle.dumps(kept)) < 100_000
 
 
 def test_examples_are_spread_over_the_pictures(answers):
