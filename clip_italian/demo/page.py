@@ -14,7 +14,9 @@ from clip_italian.demo.pictures import Picture, PictureError, decode, read_uploa
 from clip_italian.demo.queries import QueryError
 from clip_italian.demo.words import Words
 
-PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # events without a name of their own
+# All events share one limit; else gradio allows as many at a time for each function.
+_TOGETHER: dict[str, Any] = {"concurrency_id": "all"}
+PRIVATE = {"api_visibility": "private", **_TOGETHER}  # events without a name of their own
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -63,7 +65,8 @@ class Page:
 
 def api(name: str, words: Words) -> dict[str, Any]:
     """An event that clients may call, by a name of its own on each page."""
-    return {"api_name": name if words.language == "it" else f"{name}_{words.language}"}
+    api_name = name if words.language == "it" else f"{name}_{words.language}"
+    return {"api_name": api_name, **_TOGETHER}
 
 
 def buttons() -> Any:

@@ -1,6 +1,7 @@
 """The demo as a server, asked by clients that are not browsers, kind and hostile."""
 
 import concurrent.futures
+import gc
 import html
 import http.server
 import io
@@ -14,7 +15,7 @@ import requests
 from PIL import Image
 
 from clip_italian.demo import picture_tabs
-from clip_italian.demo.app import WAITING, example_captions, example_rows
+from clip_italian.demo.app import WAITING, example_captions, example_rows, make_blocks
 from clip_italian.demo.page import Page
 from clip_italian.demo.pictures import MAX_BYTES, decode
 from clip_italian.demo.words import ENGLISH, ITALIAN
@@ -235,6 +236,17 @@ def test_what_is_kept_of_a_visitor_is_small(answers):
     picture = decode(photo.getvalue(), ITALIAN)
     kept, _ = picture_tabs.located(page, picture, QUERY, "tokens")
     assert len(pickle.dumps(kept)) < 100_000
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_all_events_share_one_limit(answers, other):
+    """A limit for each would let dozens of pictures of 50 megapixels be decoded at a time."""
+    blocks = make_blocks(answers, other)
+    events = [event for event in blocks.fns.values() if event.fn is not None]
+    assert len(events) > 20
+    assert {event.concurrency_id for event in events} == {"all"}
+    del blocks, events
+    gc.collect()  # an event loop that gradio leaves open, while that is ignored
 
 
 def test_examples_are_spread_over_the_pictures(answers):
