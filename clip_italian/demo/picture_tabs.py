@@ -141,10 +141,10 @@ def _prompts(names: Sequence[str], phrase: str, words: Words) -> list[str]:
 
 
 def _scale(answers: Answers, words: Words) -> str:
-    scale, bias = f"{answers.encoder.logit_scale:.2f}", answers.encoder.logit_bias
+    scale, bias = words.number(answers.encoder.logit_scale, 2), answers.encoder.logit_bias
     if bias is None:
         return words.scale.format(scale=scale)
-    return words.sigmoid_scale.format(scale=scale, bias=f"{bias:.2f}")
+    return words.sigmoid_scale.format(scale=scale, bias=words.number(bias, 2))
 
 
 def _heat(answers: Answers, picture: Picture, phrase: str, how: str) -> np.ndarray:

@@ -47,12 +47,17 @@ def read_upload(path: str | os.PathLike[str], words: Words) -> Picture:
     """A file → a picture. Its name and suffix are not looked at.
 
     Raises:
-      PictureError: too large, empty, no JPEG, PNG or WebP, too many pixels, or damaged.
+      PictureError: deleted since, too large, empty, no JPEG, PNG or WebP, too many pixels, or
+        damaged.
     """
-    size = os.path.getsize(path)
-    if size > MAX_BYTES:
-        raise PictureError(words.too_large.format(size=f"{size / 1e6:.1f} MB"))
-    return decode(Path(path).read_bytes(), words)
+    try:
+        size = os.path.getsize(path)
+        if size > MAX_BYTES:
+            raise PictureError(words.too_large.format(size=f"{words.number(size / 1e6, 1)} MB"))
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:  # on a page that was left open
+        raise PictureError(words.upload_gone) from error
+    return decode(data, words)
 
 
 def decode(data: bytes, words: Words) -> Picture:

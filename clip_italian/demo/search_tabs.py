@@ -28,7 +28,7 @@ def text_to_image(page: Page) -> None:
             max_length=queries.MOST_CHARACTERS,
         )
         count = gr.Slider(1, MOST_RESULTS, SHOWN, step=1, label=words.how_many)
-    hint = words.fold_hint.format(threshold=NEAR_DUPLICATE)
+    hint = words.fold_hint.format(threshold=words.number(NEAR_DUPLICATE, 2))
     fold = gr.Checkbox(True, label=words.fold, info=hint)
     button = gr.Button(words.search, variant="primary")
     remarks, found = gr.HTML(), buttons()

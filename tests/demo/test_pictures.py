@@ -123,12 +123,17 @@ def test_a_file_of_50_mb_is_refused_unread(tmp_path):
     with path.open("wb") as file:
         file.truncate(50 * 1000 * 1000)
     tracemalloc.start()
-    with pytest.raises(PictureError, match=r"50\.0 MB.*5 MB"):
+    with pytest.raises(PictureError, match=r"50,0 MB.*5 MB"):
         read_upload(path, ITALIAN)
     assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
     path.write_bytes(encoded(RED, "JPEG") + b"\0" * (MAX_BYTES - 2000))
     assert read_upload(path, ITALIAN).width == 40
+
+
+def test_an_upload_that_is_deleted_by_now_is_asked_for_again(tmp_path):
+    with pytest.raises(PictureError, match="caricala di nuovo"):
+        read_upload(tmp_path / "a.png", ITALIAN)
 
 
 @pytest.mark.parametrize("side", [7_100, 20_000])
