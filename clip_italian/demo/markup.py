@@ -53,7 +53,7 @@ def choices(rows: Sequence[int], index: Index, words: Words) -> str:
 
 
 def remarks(lines: Sequence[str], *, wrong: bool = False) -> str:
-    """Lines of text below a form; a screen reader says them when they change."""
+    """Lines of text below a form."""
     return _render("remarks.html.j2", lines=lines, wrong=wrong)
 
 

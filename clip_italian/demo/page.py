@@ -27,6 +27,8 @@ element.addEventListener('click', event => {
   if (button) trigger('pick', {row: Number(button.dataset.row)});
 });
 """
+# Screen readers say what changes in a region that is there before; the lines come and go whole.
+_LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,11 @@ def api(name: str, words: Words) -> dict[str, Any]:
     return {"api_name": api_name, **_TOGETHER}
 
 
+def remarks_field() -> Any:
+    """A place for remarks, which a screen reader says when they change."""
+    return gr.HTML(js_on_load=_LIVE)
+
+
 def buttons() -> Any:
     """A place for pictures whose buttons trigger `pick` with the row of the picture."""
     return gr.HTML(js_on_load=_PICK)
@@ -91,7 +98,7 @@ def picture_fields(page: Page) -> tuple[Any, Any, Any]:
     examples = buttons()
     examples.value = markup.choices(page.rows, index, words)
     shown = gr.HTML()
-    remarks = gr.HTML()
+    remarks = remarks_field()
 
     def show(path: str | None, chosen: int | None) -> tuple[str, str]:
         if not path and chosen is None:

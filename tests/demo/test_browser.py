@@ -120,6 +120,18 @@ def test_a_text_finds_pictures_and_a_picture_finds_others(page):
     assert first.get_attribute("aria-label") == name, "a picture is most like itself"
 
 
+def test_remarks_are_said_by_screen_readers(page):
+    """They speak when a region changes that is on the page already, not when one comes in."""
+    region = panel(page).locator("[role=status][aria-live=polite]")
+    assert region.count() == 1
+    region.evaluate("node => { node.marked = true; }")
+    for text in ("", QUERY):
+        search(page, text)
+        said = "Scrivi prima qualche parola" if not text else "12 immagini per"
+        panel(page).locator("[role=status]", has_text=said).wait_for()
+        assert region.evaluate("node => node.marked"), "the same region"
+
+
 def test_examples_fill_in_the_query(page):
     page.locator(".examples button:visible").first.click()
     page.wait_for_function("document.querySelector('textarea').value.length > 5")
