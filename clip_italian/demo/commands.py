@@ -60,6 +60,8 @@ def run(
       ConfigError: a flag cannot be used, or model and pictures cannot be read.
     """
     flags: Demo = parse(Demo, words, "demo")
+    if not 0 < flags.port < 2**16:
+        raise ConfigError(f"port = {flags.port} is not allowed; give 1 to 65535")
     if (flags.model, flags.images) == SAMPLE and not all(map(Path.exists, map(Path, SAMPLE))):
         raise ConfigError(
             "the sample is not there yet; make it and train on it, or name --model and --images:\n"

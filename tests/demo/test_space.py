@@ -171,6 +171,13 @@ def test_a_tokenizer_that_would_be_forgotten_is_refused(drawn, exported, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "99999"])
+def test_a_port_that_there_is_not_is_refused(port):
+    """Before anything is indexed; the system would take it for another one."""
+    with pytest.raises(ConfigError, match=f"port = {port} is not allowed"):
+        commands.run(["--port", port, "--images", "none"], open_records, no_export)
+
+
 def test_two_models_make_no_space(drawn, exported, tmp_path):
     words = ["--model", exported, "--images", drawn / "sample", "--space", tmp_path / "s"]
     with pytest.raises(ConfigError, match="compare"):
