@@ -22,8 +22,8 @@ from clip_italian.demo.words import ENGLISH, ITALIAN, Words
 
 WAITING = 100  # requests in the queue; further ones are told to come again
 AT_ONCE = 4  # requests worked on at a time
+VISITORS = 300  # of whom the last picture and its heat map are kept, a megabyte each
 _EXAMPLES = 6
-_OLD = 3600  # seconds after which uploads and pictures of answers are deleted
 # Screen readers choose their voice by the language, and gradio calls every page English. It also
 # keeps a second, invisible row of tabs to measure them, which the keyboard must not reach.
 _ON_LOAD = """() => {
@@ -43,6 +43,7 @@ def make_app(answers: Answers, other: Answers | None = None) -> fastapi.FastAPI:
       other: a second model with its index of the same pictures, to compare.
     """
     blocks = make_blocks(answers, other)
+    blocks.state_session_capacity = VISITORS
     blocks.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
     with warnings.catch_warnings():
         # It says so of every page beside another, asked for or not.
@@ -90,9 +91,7 @@ def _theme() -> Any:
 def make_blocks(answers: Answers, other: Answers | None = None) -> gr.Blocks:
     """The two pages, without a server."""
     rows = example_rows(answers.index)
-    with gr.Blocks(
-        title="CLIP-Italian", analytics_enabled=False, delete_cache=(_OLD, _OLD)
-    ) as blocks:
+    with gr.Blocks(title="CLIP-Italian", analytics_enabled=False) as blocks:
         Navbar(main_page_name=ITALIAN.own_name)
         _page(ITALIAN, answers, other, rows)
     with blocks.route(ENGLISH.own_name, "/en"):

@@ -60,6 +60,8 @@ def run(
       ConfigError: a flag cannot be used, or model and pictures cannot be read.
     """
     flags: Demo = parse(Demo, words, "demo")
+    if not 0 < flags.port < 2**16:
+        raise ConfigError(f"port = {flags.port} is not allowed; give 1 to 65535")
     if (flags.model, flags.images) == SAMPLE and not all(map(Path.exists, map(Path, SAMPLE))):
         raise ConfigError(
             "the sample is not there yet; make it and train on it, or name --model and --images:\n"
@@ -98,6 +100,11 @@ def _write_space(
     """Everything into a folder beside the new one, which gets its name when it is whole."""
     if flags.compare:
         raise ConfigError("compare is not for a Space, which holds one model; leave it out")
+    if flags.tokenizer and not is_run(flags.model):
+        raise ConfigError(
+            "tokenizer is not for a Space of an exported model, which is started with its own; "
+            "leave it out, or export the model with that tokenizer first"
+        )
     target = Path(flags.space)
     space.check_new(target)
     staged = target.with_name(f".{target.name}.partial")
@@ -105,6 +112,8 @@ def _write_space(
     staged.mkdir(parents=True)
     model = _model_of(flags, staged, export_model)
     loaded = load_model(model if model != space.MODEL else str(staged / space.MODEL))
+    # What is published does not say where the pictures lay.
+    pictures = dataclasses.replace(pictures, title=Path(flags.images).resolve().name)
     tell(building.update_index(staged / space.INDEX, pictures, RunEncoder(loaded)).text())
     name = flags.model if model != space.MODEL else Path(flags.model).resolve().name
     count = len(pictures.keys)

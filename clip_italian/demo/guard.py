@@ -1,8 +1,9 @@
-"""In front of gradio: sizes of requests, and no file but uploaded ones.
+"""In front of gradio: sizes of requests, no routes but the page's, no file but uploaded ones.
 
 Gradio takes `{"path": "http://..."}` in place of an uploaded file and fetches it, redirects
 `/file=http://...` anywhere, and, within another application, reads `{"path": "/etc/..."}` unasked.
-The page needs none of it.
+Others of its routes hand a stranger's video to ffmpeg, or keep on the disk what somebody typed. The
+page needs none of it.
 """
 
 import json
@@ -17,6 +18,13 @@ _FORM = 100_000  # bytes that a multipart form may add to a file
 _MAX_UPLOAD = MAX_BYTES + _FORM
 _MAX_MESSAGE = 300_000  # bytes of any other request: texts, numbers, names of uploaded files
 _ADDRESS = re.compile(r"(file|proxy)=\s*(/*[a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
+_UPLOAD = "/gradio_api/upload"
+# Of gradio's routes what its page and its clients ask for.
+_ROUTES = re.compile(
+    r"/gradio_api/(upload(_progress)?|queue/(join|data|status)|call/(v2/)?\w+(/\w+)?|cancel|reset"
+    r"|file=.*|heartbeat/\w+|info|config|app_id|startup-events|theme\.css)/?",
+    re.DOTALL,
+)
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -42,7 +50,10 @@ class Guard:
         if _ADDRESS.search(asked) or "/proxy=" in path:
             await _refuse(send, 403, "addresses are not followed")
             return
-        upload = path.rstrip("/").endswith("/upload")
+        if "gradio_api" in path and not _ROUTES.fullmatch(path):
+            await _refuse(send, 404, "the page needs no such route")
+            return
+        upload = path.rstrip("/") == _UPLOAD
         body = await _read(receive, scope, _MAX_UPLOAD if upload else _MAX_MESSAGE)
         if body is None:
             await _refuse(send, 413, "the request is too large; pictures may have 5 MB")
@@ -53,9 +64,9 @@ class Guard:
 
     def _names_other_file(self, body: bytes) -> bool:
         """Whether some file of a JSON body is none that was uploaded: gradio would read it."""
-        if b'"path"' not in body and b"\\u" not in body:
+        if not body:
             return False
-        try:
+        try:  # read as gradio reads it, whatever its encoding: a search for bytes misses UTF-16
             return any(not self._uploaded(path) for path in _paths(json.loads(body)))
         except (ValueError, RecursionError):
             return True  # no JSON, or a path that no system knows

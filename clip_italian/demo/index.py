@@ -1,15 +1,17 @@
 """Reading an index of pictures: search, thumbnails, captions."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from clip_italian.config import ConfigError
 from clip_italian.demo import exact as exactly
 from clip_italian.demo import parts, storage
+
+_T = TypeVar("_T")
 
 
 class Index:
@@ -99,10 +101,13 @@ def open_index(folder: str | Path, fingerprint: str = "") -> Index:
         has the wrong size.
     """
     folder = Path(folder)
-    manifest = _read(folder)
-    if fingerprint and manifest.fingerprint != fingerprint:
-        raise other_model(folder, manifest, fingerprint)
-    return Index(folder, manifest)
+
+    def opened(manifest: storage.Manifest) -> Index:
+        if fingerprint and manifest.fingerprint != fingerprint:
+            raise other_model(folder, manifest, fingerprint)
+        return Index(folder, manifest)
+
+    return _settled(folder, opened)
 
 
 def verify(folder: str | Path) -> str:
@@ -112,7 +117,10 @@ def verify(folder: str | Path) -> str:
       ConfigError: there is no index, or a file is missing or damaged: all of them are named.
     """
     folder = Path(folder)
-    manifest = _read(folder)
+    return _settled(folder, lambda manifest: _verified(folder, manifest))
+
+
+def _verified(folder: Path, manifest: storage.Manifest) -> str:
     files: Sequence[storage.File] = [*manifest.parts, *filter(None, [manifest.approximate])]
     wrong = []
     for one in files:
@@ -136,6 +144,18 @@ def other_model(
         f"of {wanted}; build another: clip-italian index --model MODEL --images PICTURES "
         "--index_dir NEW_FOLDER"
     )
+
+
+def _settled(folder: Path, use: Callable[[storage.Manifest], _T]) -> _T:
+    """Uses a manifest; if that fails since an update has replaced parts meanwhile, the new one."""
+    manifest = _read(folder)
+    while True:
+        try:
+            return use(manifest)
+        except ConfigError:
+            before, manifest = manifest, _read(folder)
+            if manifest == before:
+                raise
 
 
 def _read(folder: Path) -> storage.Manifest:

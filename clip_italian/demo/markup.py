@@ -34,7 +34,7 @@ def results(found: Found, index: Index, words: Words, *, clickable: bool = True)
             "row": int(row),
             "source": _source(index.thumbnail(int(row))),
             "caption": caption(index, int(row)),
-            "score": words.score.format(score=f"{score:.3f}"),
+            "score": words.score.format(score=words.number(score, 3)),
             "folded": _folded(len(folded), words),
             "more": [_source(index.thumbnail(other)) for other in folded[:4]],
         }
@@ -53,13 +53,13 @@ def choices(rows: Sequence[int], index: Index, words: Words) -> str:
 
 
 def remarks(lines: Sequence[str], *, wrong: bool = False) -> str:
-    """Lines of text below a form; a screen reader says them when they change."""
+    """Lines of text below a form."""
     return _render("remarks.html.j2", lines=lines, wrong=wrong)
 
 
 def heading(words: Words, model: str, count: int) -> str:
     """Title of a page, what it is for, the way to the other language, model and pictures."""
-    pictures = words.pictures.format(count=f"{count:,}")
+    pictures = words.pictures.format(count=words.number(count))
     return _render("heading.html.j2", words=words, model=model, pictures=pictures)
 
 

@@ -14,7 +14,9 @@ from clip_italian.demo.pictures import Picture, PictureError, decode, read_uploa
 from clip_italian.demo.queries import QueryError
 from clip_italian.demo.words import Words
 
-PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # events without a name of their own
+# All events share one limit; else gradio allows as many at a time for each function.
+_TOGETHER: dict[str, Any] = {"concurrency_id": "all"}
+PRIVATE = {"api_visibility": "private", **_TOGETHER}  # events without a name of their own
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -25,6 +27,8 @@ element.addEventListener('click', event => {
   if (button) trigger('pick', {row: Number(button.dataset.row)});
 });
 """
+# Screen readers say what changes in a region that is there before; the lines come and go whole.
+_LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +67,13 @@ class Page:
 
 def api(name: str, words: Words) -> dict[str, Any]:
     """An event that clients may call, by a name of its own on each page."""
-    return {"api_name": name if words.language == "it" else f"{name}_{words.language}"}
+    api_name = name if words.language == "it" else f"{name}_{words.language}"
+    return {"api_name": api_name, **_TOGETHER}
+
+
+def remarks_field() -> Any:
+    """A place for remarks, which a screen reader says when they change."""
+    return gr.HTML(js_on_load=_LIVE)
 
 
 def buttons() -> Any:
@@ -88,7 +98,7 @@ def picture_fields(page: Page) -> tuple[Any, Any, Any]:
     examples = buttons()
     examples.value = markup.choices(page.rows, index, words)
     shown = gr.HTML()
-    remarks = gr.HTML()
+    remarks = remarks_field()
 
     def show(path: str | None, chosen: int | None) -> tuple[str, str]:
         if not path and chosen is None:

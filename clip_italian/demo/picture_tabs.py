@@ -20,9 +20,12 @@ _BARS = 10
 
 
 class Seen(NamedTuple):
-    """A picture (uint8 [h, w, 3]), its heat (float32 [h, w]), and what the map is called."""
+    """A picture, its heat (float32 [rows, columns]), and what the map is called: a visitor's.
 
-    pixels: np.ndarray
+    Kept as small as can be, for there may be many visitors.
+    """
+
+    picture: Picture
     heat: np.ndarray
     name: str
 
@@ -71,7 +74,7 @@ def image_to_text(page: Page) -> None:
 
 def localise(page: Page) -> None:
     """A picture and a phrase, and where in the picture the model finds it."""
-    words, answers = page.words, page.answers
+    words = page.words
     upload, row, remarks = picture_fields(page)
     phrase = gr.Textbox(
         label=words.phrase,
@@ -92,29 +95,32 @@ def localise(page: Page) -> None:
     def locate(
         path: str | None, chosen: int | None, text: str, how: str, opaque: float
     ) -> tuple[str, Any, Any, Any]:
-        def answer() -> tuple[Seen, list[str]]:
-            picture = page.picture(path, chosen)
-            asked, lines = page.check(text)
-            pixels, heat = np.asarray(picture.open()), _heat(answers, picture, asked, how)
-            flat = [words.flat] if np.ptp(heat) < 1e-6 else []
-            told = words.heat_map_of.format(phrase=asked)
-            found = Seen(pixels, where.on_whole_picture(heat, *pixels.shape[:2]), told)
-            return found, [told, *flat, *lines]
-
-        found, said = tried(answer, page)
+        found, said = tried(lambda: located(page, page.picture(path, chosen), text, how), page)
         there = gr.update(visible=found is not None)
         return said, blend(found, opaque), there, found
 
     def blend(found: Seen | None, opaque: float) -> str:
         if found is None:
             return ""
-        blended = where.overlay(found.pixels, found.heat, min(max(float(opaque), 0.0), 1.0))
+        pixels = np.asarray(found.picture.open())
+        whole = where.on_whole_picture(found.heat, *pixels.shape[:2])
+        blended = where.overlay(pixels, whole, min(max(float(opaque), 0.0), 1.0))
         return markup.picture(Image.fromarray(blended), found.name)
 
     fields = [upload, row, phrase, method, opacity]
     button.click(locate, fields, [remarks, seen, scale, heat], **api("locate", words))
     phrase.submit(locate, fields, [remarks, seen, scale, heat], **PRIVATE)
     opacity.release(blend, [heat, opacity], seen, show_progress="hidden", **PRIVATE)
+
+
+def located(page: Page, picture: Picture, text: str, how: str) -> tuple[Seen, list[str]]:
+    """Where in a picture a text is, and remarks. Raises `QueryError`."""
+    words = page.words
+    asked, lines = page.check(text)
+    heat = _heat(page.answers, picture, asked, how)
+    flat = [words.flat] if np.ptp(heat) < 1e-6 else []
+    told = words.heat_map_of.format(phrase=asked)
+    return Seen(picture, heat, told), [told, *flat, *lines]
 
 
 def _candidates(lines: str, words: Words) -> list[str]:
@@ -135,10 +141,10 @@ def _prompts(names: Sequence[str], phrase: str, words: Words) -> list[str]:
 
 
 def _scale(answers: Answers, words: Words) -> str:
-    scale, bias = f"{answers.encoder.logit_scale:.2f}", answers.encoder.logit_bias
+    scale, bias = words.number(answers.encoder.logit_scale, 2), answers.encoder.logit_bias
     if bias is None:
         return words.scale.format(scale=scale)
-    return words.sigmoid_scale.format(scale=scale, bias=f"{bias:.2f}")
+    return words.sigmoid_scale.format(scale=scale, bias=words.number(bias, 2))
 
 
 def _heat(answers: Answers, picture: Picture, phrase: str, how: str) -> np.ndarray:

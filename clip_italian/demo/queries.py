@@ -13,6 +13,7 @@ MOST_CHARACTERS = 1000  # of a text; more is cut before anything looks at it
 # A language is named from this confidence on, and if Italian is less than half as likely: seen to
 # tell "red square" from "computer portatile".
 _SURE, _TIMES = 0.45, 2.0
+_INSIDE_WORDS = dict.fromkeys(map(ord, "\u00ad\u200e\u200f\u2060\ufeff"))
 _SHOWN = 5  # unknown words that a remark names
 _LANGUAGES = (
     lingua.Language.ITALIAN,
@@ -29,7 +30,9 @@ class QueryError(ValueError):
 
 def clean(text: str | None) -> str:
     """In NFC, without control characters, each run of white space one space."""
-    composed = unicodedata.normalize("NFC", (text or "")[:MOST_CHARACTERS])
+    # Copied from a page, a word may hold soft hyphens and marks of direction: no end of a word.
+    joined = (text or "").translate(_INSIDE_WORDS)
+    composed = unicodedata.normalize("NFC", joined[:MOST_CHARACTERS])
     kept = (c if unicodedata.category(c)[0] != "C" else " " for c in composed)
     return " ".join("".join(kept).split())
 

@@ -7,7 +7,7 @@ import gradio as gr
 
 from clip_italian.demo import markup, queries
 from clip_italian.demo.answers import MOST_RESULTS, NEAR_DUPLICATE, Answers, Found
-from clip_italian.demo.page import PRIVATE, Page, api, buttons, examples, tried
+from clip_italian.demo.page import PRIVATE, Page, api, buttons, examples, remarks_field, tried
 
 SHOWN = 12  # pictures at first
 
@@ -28,10 +28,10 @@ def text_to_image(page: Page) -> None:
             max_length=queries.MOST_CHARACTERS,
         )
         count = gr.Slider(1, MOST_RESULTS, SHOWN, step=1, label=words.how_many)
-    hint = words.fold_hint.format(threshold=NEAR_DUPLICATE)
+    hint = words.fold_hint.format(threshold=words.number(NEAR_DUPLICATE, 2))
     fold = gr.Checkbox(True, label=words.fold, info=hint)
     button = gr.Button(words.search, variant="primary")
-    remarks, found = gr.HTML(), buttons()
+    remarks, found = remarks_field(), buttons()
     examples(page, query)
 
     def search(text: str, without: str, k: float | None, folding: bool) -> tuple[str, str]:
@@ -65,7 +65,7 @@ def compare(page: Page, other: Answers) -> None:
     words = page.words
     query = gr.Textbox(label=words.query, max_length=queries.MOST_CHARACTERS)
     button = gr.Button(words.compare_search, variant="primary")
-    remarks = gr.HTML()
+    remarks = remarks_field()
     both = [page.answers, other]
     found = []
     with gr.Row():

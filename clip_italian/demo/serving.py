@@ -1,8 +1,15 @@
 """A model with an index → the demo, served."""
 
+import contextlib
 import dataclasses
 import os
+import signal
+import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import uvicorn
@@ -13,6 +20,9 @@ from clip_italian.demo.app import make_app
 from clip_italian.demo.index import open_index
 from clip_italian.demo.words import ITALIAN
 from clip_italian.hub.load import LoadedModel, RunEncoder, load_model
+
+KEPT, _SWEEP = 3600.0, 300.0  # seconds that a visitor's file is kept; between looks for old ones
+_PATIENCE = 5  # seconds that open pages may delay the end of the server
 
 
 def open_answers(model: str, index_dir: str, *, tokenizer: str = "") -> Answers:
@@ -44,7 +54,51 @@ def serve(answers: Answers, other: Answers | None = None, *, host: str, port: in
       host: address to listen at; "127.0.0.1" lets only this machine in.
       port: likewise.
     """
-    # A folder of its own for uploads: gradio's is shared with other programs.
-    with tempfile.TemporaryDirectory(prefix="clip_italian_demo_") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        uvicorn.run(make_app(answers, other), host=host, port=port, log_level="warning")
+    # uvicorn hands SIGTERM on when it is done, which by default ends the process on the spot.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with _visitors_files():
+        uvicorn.run(
+            make_app(answers, other),
+            host=host,
+            port=port,
+            log_level="warning",
+            timeout_graceful_shutdown=_PATIENCE,
+        )
+
+
+@contextlib.contextmanager
+def _visitors_files() -> Iterator[None]:
+    """A folder for all that visitors leave on the disk, which is emptied of what is old."""
+    with tempfile.TemporaryDirectory(prefix="clip_italian_demo_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # its own is shared with other programs
+        # Gradio keeps files of a form here that it has no use for, and forgets them.
+        tempfile.tempdir = folder
+        done = threading.Event()
+
+        def sweep() -> None:
+            while not done.wait(_SWEEP):
+                remove_old(Path(folder), KEPT)
+
+        sweeper = threading.Thread(target=sweep)
+        sweeper.start()
+        try:
+            yield
+        finally:
+            done.set()
+            sweeper.join()
+            tempfile.tempdir = None
+
+
+def remove_old(folder: Path, seconds: float) -> None:
+    """Deletes files below a folder that have not changed for so long, and empty folders likewise.
+
+    Gradio's own `delete_cache` knows the files of its form fields only, and stops for good at the
+    first that it cannot delete, which a visitor can bring about by the name "." of a file.
+    """
+    before = time.time() - seconds
+    for place, folders, files in os.walk(folder, topdown=False):
+        for name, remove in [*((f, os.unlink) for f in files), *((f, os.rmdir) for f in folders)]:
+            path = os.path.join(place, name)
+            with contextlib.suppress(OSError):  # gone, or a folder that holds newer files
+                if os.lstat(path).st_ctime < before:
+                    remove(path)

@@ -1,6 +1,8 @@
 """The demo as a folder that starts by itself, laid out for a Space of the Hugging Face hub."""
 
 import importlib.metadata
+import json
+import platform
 import shutil
 from pathlib import Path
 
@@ -27,7 +29,7 @@ if __name__ == "__main__":
     serve(open_answers({model!r}, {index!r}), host="0.0.0.0", port=port)
 '''
 _README = """---
-title: {title}
+title: {quoted}
 emoji: 🔎
 colorFrom: green
 colorTo: red
@@ -86,11 +88,12 @@ def write_files(space: Path, *, model: str, name: str, title: str, count: int) -
     models = "" if model == MODEL else f"models:\n  - {model.partition('@')[0]}\n"
     readme = _README.format(
         title=title,
+        quoted=json.dumps(title),  # which YAML reads too; a bare colon would end the header
         name=name,
         count=count,
         models=models,
         gradio=importlib.metadata.version("gradio"),
-        python="3.11",
+        python=".".join(platform.python_version_tuple()[:2]),  # the versions were resolved for it
     )
     (space / "README.md").write_text(readme, encoding="utf-8")
     (space / "app.py").write_text(_APP.format(model=model, index=INDEX), encoding="utf-8")

@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 MANIFEST, LOCK = "manifest.json", "update.lock"
 _KIND = "clip_italian picture index"
 _DATA = re.compile(r"part-[0-9a-f]{32}\.safetensors|approximate-[0-9a-f]{32}\.faiss")
-_OWN = re.compile(rf"\.(manifest|part|approximate)\.[0-9]+\.tmp|{LOCK}|{_DATA.pattern}")
+_OWN = re.compile(rf"\.(manifest|part|approximate)\.[0-9]+\.tmp|{re.escape(LOCK)}|{_DATA.pattern}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +101,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         found = json.loads(path.read_bytes())
         assert found["kind"] == _KIND
+        version = int(found.get("format_version", 0))
     except FileNotFoundError:
         strange = [name for name in _names(folder) if not _OWN.fullmatch(name)]
         if strange:
@@ -115,10 +116,10 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise ConfigError(
             f"{path} is no manifest of an index of pictures, or damaged; name another folder"
         ) from None
-    if found.get("format_version", 0) > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise ConfigError(
-            f"{folder} was written by a newer version (index format {found['format_version']}, "
-            f"this one reads up to {FORMAT_VERSION}); upgrade to read it"
+            f"{folder} was written by a newer version (index format {version}, this one "
+            f"reads up to {FORMAT_VERSION}); upgrade to read it"
         )
     try:
         return _manifest(found)
@@ -138,6 +139,10 @@ def _manifest(found: dict[str, Any]) -> Manifest:
     for one in (*made.parts, *([made.approximate] if made.approximate else [])):
         if not _DATA.fullmatch(one.file):  # it may come from a stranger, and be a path
             raise ValueError(f"file {one.file!r}")
+        if not (isinstance(one.rows, int) and isinstance(one.bytes, int)):
+            raise TypeError(f"rows {one.rows!r}, bytes {one.bytes!r}")
+    if not isinstance(made.dim, int):
+        raise TypeError(f"dim {made.dim!r}")
     return made
 
 

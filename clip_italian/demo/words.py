@@ -88,9 +88,15 @@ class Words:
     svg: str
     broken: str
     gone: str
+    upload_gone: str
     failed: str
     example_queries: tuple[str, ...]
     candidate_texts: tuple[str, ...]
+
+    def number(self, value: float, digits: int = 0) -> str:
+        """A number as the language writes it: 1,234.5 in English is 1.234,5 in Italian."""
+        written = f"{value:,.{digits}f}"
+        return written.translate(str.maketrans(",.", ".,")) if self.language == "it" else written
 
 
 ITALIAN = Words(
@@ -168,6 +174,7 @@ ITALIAN = Words(
     svg="Le immagini SVG non si possono usare: salvala come PNG.",
     broken="L'immagine è danneggiata o incompleta.",
     gone="Questo esempio non c'è più: ricarica la pagina.",
+    upload_gone="L'immagine caricata è già stata cancellata: caricala di nuovo.",
     failed="Qualcosa è andato storto. Riprova; se succede ancora, lo dice il registro del server.",
     example_queries=(
         "un cane che corre sulla spiaggia",
@@ -253,6 +260,7 @@ ENGLISH = Words(
     svg="SVG pictures cannot be used: save it as PNG.",
     broken="The picture is damaged or incomplete.",
     gone="This example is gone: load the page again.",
+    upload_gone="The uploaded picture has been deleted by now: upload it again.",
     failed="Something went wrong. Try again; if it goes on, the server's log says why.",
     example_queries=ITALIAN.example_queries,
     candidate_texts=ITALIAN.candidate_texts,

@@ -39,9 +39,7 @@ def other(drawn, tmp_path_factory):
 @pytest.fixture(scope="session")
 def address(drawn, tmp_path_factory):
     """Address of the demo of both, served by a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("wb") as file:
         server = subprocess.Popen(
@@ -51,7 +49,7 @@ def address(drawn, tmp_path_factory):
             stderr=subprocess.STDOUT,
         )
     try:
-        yield _waited_for(f"http://127.0.0.1:{port}", server, log)
+        yield waited_for(f"http://127.0.0.1:{port}", server, log)
         assert server.poll() is None, "the server is still there"
     finally:
         server.terminate()
@@ -60,7 +58,15 @@ def address(drawn, tmp_path_factory):
     assert "a question of the page failed" not in log.read_text(), log.read_text()
 
 
-def _waited_for(address, server, log):
+def free_port():
+    """A port at which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def waited_for(address, server, log):
+    """The address, as soon as the server answers there."""
     end = time.monotonic() + SERVER_SECONDS
     while time.monotonic() < end and server.poll() is None:
         try:

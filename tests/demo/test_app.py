@@ -1,10 +1,12 @@
 """The demo as a server, asked by clients that are not browsers, kind and hostile."""
 
 import concurrent.futures
+import gc
 import html
 import http.server
 import io
 import json
+import pickle
 import threading
 from typing import ClassVar
 
@@ -12,8 +14,10 @@ import pytest
 import requests
 from PIL import Image
 
-from clip_italian.demo.app import WAITING, example_captions, example_rows
-from clip_italian.demo.pictures import MAX_BYTES
+from clip_italian.demo import picture_tabs
+from clip_italian.demo.app import WAITING, example_captions, example_rows, make_blocks
+from clip_italian.demo.page import Page
+from clip_italian.demo.pictures import MAX_BYTES, decode
 from clip_italian.demo.words import ENGLISH, ITALIAN
 
 QUERY = "una stella blu"
@@ -167,6 +171,8 @@ def test_no_address_is_fetched(address, trap, field):
         assert "secret" not in call(address, "locate", *data)
     requests.get(f"{address}/gradio_api/file={trap}", timeout=30, allow_redirects=True)
     requests.get(f"{address}/gradio_api/proxy={trap}", timeout=30, allow_redirects=True)
+    got = requests.get(f"{address}/gradio_api/file/{trap}", timeout=30, allow_redirects=False)
+    assert "location" not in got.headers, "nobody is sent on to another server"
     assert Trap.asked == []
 
 
@@ -182,6 +188,10 @@ def test_no_file_of_the_machine_is_served(address, tmp_path):
     file = {"path": str(canary), **FILE}
     said = call(address, "locate", file, None, QUERY, "tokens", 0.5)
     assert "only uploaded files are read" in said
+    body = json.dumps({"data": [file, None, QUERY, "tokens", 0.5]}).encode("utf-16")
+    headers = {"content-type": "application/json"}
+    url = f"{address}/gradio_api/call/locate"
+    assert requests.post(url, data=body, headers=headers, timeout=60).status_code == 400
 
 
 def test_uploads_are_limited(address):
@@ -216,6 +226,27 @@ def test_many_users_at_once_get_answers(ask):
         for text, job in zip(asked, jobs, strict=True):
             assert text in job.result()[0]
     assert WAITING >= 20
+
+
+def test_what_is_kept_of_a_visitor_is_small(answers):
+    """Gradio keeps it for an hour, also for clients that will never come again."""
+    page = Page(ITALIAN, answers, [QUERY], [], [])
+    photo = io.BytesIO()
+    Image.new("RGB", (1600, 1200), "blue").save(photo, "JPEG")
+    picture = decode(photo.getvalue(), ITALIAN)
+    kept, _ = picture_tabs.located(page, picture, QUERY, "tokens")
+    assert len(pickle.dumps(kept)) < 100_000
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_all_events_share_one_limit(answers, other):
+    """A limit for each would let dozens of pictures of 50 megapixels be decoded at a time."""
+    blocks = make_blocks(answers, other)
+    events = [event for event in blocks.fns.values() if event.fn is not None]
+    assert len(events) > 20
+    assert {event.concurrency_id for event in events} == {"all"}
+    del blocks, events
+    gc.collect()  # an event loop that gradio leaves open, while that is ignored
 
 
 def test_examples_are_spread_over_the_pictures(answers):

@@ -283,10 +283,11 @@ def test_leftovers_are_removed_and_nothing_else(place):
         "mine.safetensors",
         "part-1.txt",
         ".x.tmp",
+        "update-lock",
     ):
         (index / name).write_text("x")
     update(place)
-    kept = {"mine.safetensors", "part-1.txt", ".x.tmp"}
+    kept = {"mine.safetensors", "part-1.txt", ".x.tmp", "update-lock"}
     assert files(place) == sorted([*expected_files(place), *kept])
 
 

@@ -104,7 +104,9 @@ def test_a_file_that_was_not_uploaded_is_refused(address, wrap):
     assert post("/gradio_api/queue/join", body) == 400
     # A reader of bytes alone would miss the same in escapes.
     escaped = json.dumps(body).replace("path", "\\u0070ath")
-    assert post("/gradio_api/run/search", escaped.encode()) == 400
+    assert post("/gradio_api/queue/join", escaped.encode()) == 400
+    for encoding in ("utf-16", "utf-16-le", "utf-32"):  # which a JSON body may have as well
+        assert post("/gradio_api/queue/join", json.dumps(body).encode(encoding)) == 400
 
 
 def test_uploaded_files_and_texts_about_addresses_pass():
@@ -117,13 +119,31 @@ def test_uploaded_files_and_texts_about_addresses_pass():
     assert post("/gradio_api/queue/join", b'{"path": ') == 400
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/process_recording",
+        "/gradio_api/component_server",
+        "/gradio_api/deep_link?session_hash=a",
+        "/gradio_api/file/http://example.org/a.png",
+        "/gradio_api/vibe-edit/",
+        "/gradio_api/run/upload",
+        "/gradio_api/queue/join/upload",
+        "//gradio_api/deep_link",
+    ],
+)
+def test_routes_that_the_page_does_not_need_are_closed(path):
+    assert ask(path).status == 404
+    assert post(path, {"data": []}) == 404
+
+
 def test_a_body_is_handed_on_whole():
     pieces = [b"a" * 1000] * (MAX_BYTES // 1000)
     assert ask("/gradio_api/upload", pieces).body == b"%d" % MAX_BYTES
 
 
 @pytest.mark.parametrize(
-    ("path", "size"), [("/gradio_api/upload", MAX_BYTES + 200_000), ("/gradio_api/run/a", 300_001)]
+    ("path", "size"), [("/gradio_api/upload", MAX_BYTES + 200_000), ("/gradio_api/call/a", 300_001)]
 )
 def test_too_much_is_refused(path, size):
     assert post(path, b"a" * size) == 413

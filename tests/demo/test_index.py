@@ -162,6 +162,8 @@ def test_a_newer_format_is_refused(folder):
         lambda found: found["parts"][0].update(file="/etc/passwd"),
         lambda found: found.pop("parts"),
         lambda found: found["model"].pop("dim"),
+        lambda found: found["model"].update(dim="4"),
+        lambda found: found["parts"][0].update(rows="4"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(folder, change):
@@ -171,7 +173,8 @@ def test_a_manifest_that_is_none_is_refused(folder, change):
 
 
 def test_somebody_elses_manifest_is_refused(folder):
-    for text in ("{}", "[]", "no JSON", '{"kind": "web app"}'):
+    strange = '{"kind": "clip_italian picture index", "format_version": "x"}'
+    for text in ("{}", "[]", "no JSON", '{"kind": "web app"}', strange):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(ConfigError, match="is no manifest of an index of pictures"):
             open_index(folder)
@@ -188,6 +191,27 @@ def test_missing_and_truncated_parts_are_refused(folder):
     second.unlink()
     with pytest.raises(ConfigError, match=rf"{second.name} is damaged: No such file"):
         open_index(folder)
+
+
+@pytest.mark.parametrize("use", [lambda folder: f"{len(open_index(folder))} pictures", verify])
+def test_an_update_between_manifest_and_parts_does_no_harm(tmp_path, monkeypatch, use):
+    write(tmp_path / "pictures", *range(4))
+
+    def update():
+        update_index(tmp_path / "index", folder_pictures(tmp_path / "pictures"), Colours())
+
+    update()
+    read = storage.read_manifest
+
+    def read_and_update(folder):
+        found = read(folder)
+        monkeypatch.undo()
+        write(tmp_path / "pictures", 9)
+        update()  # the one part there was is gone
+        return found
+
+    monkeypatch.setattr(storage, "read_manifest", read_and_update)
+    assert "5 pictures" in use(tmp_path / "index")
 
 
 def test_verify_finds_a_flipped_bit_and_names_every_bad_file(folder):

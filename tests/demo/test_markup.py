@@ -47,6 +47,14 @@ def test_results_are_buttons_with_names_and_rows():
     assert "<button" not in markup.results(found, OnePicture(), ENGLISH, clickable=False)
 
 
+def test_numbers_are_written_as_the_language_writes_them():
+    found = Found(np.array([1]), np.array([0.5], np.float32), [()])
+    assert "somiglianza 0,500" in markup.results(found, OnePicture(), ITALIAN)
+    assert "1.234.567 immagini" in markup.heading(ITALIAN, "m", 1234567)
+    assert "1,234,567 pictures" in markup.heading(ENGLISH, "m", 1234567)
+    assert (ITALIAN.number(-1234.5, 2), ENGLISH.number(-1234.5, 2)) == ("-1.234,50", "-1,234.50")
+
+
 def test_the_legend_goes_from_less_to_more():
     page = markup.legend(ITALIAN, "viridis")
     shades = re.findall(r"background:(#\w+)", html.unescape(page))

@@ -20,6 +20,7 @@ def remarks(answers):
         ("  una\tstella \n blu ", EXAMPLE),
         ("perche\u0301", "perché"),
         ("a\x00b\u200bc\x1b[31m", "a b c [31m"),
+        ("una stel\u00adla\u200e blu\ufeff", EXAMPLE),
         (None, ""),
         ("x" * 5000, "x" * queries.MOST_CHARACTERS),
     ],

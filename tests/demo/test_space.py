@@ -17,7 +17,10 @@ from clip_italian.demo import commands, space
 from clip_italian.demo.index import open_index
 from clip_italian.hub import export
 from tests.demo import models
+from tests.demo.colours import write
 from tests.demo.conftest import SCENES
+
+TITLE = 'Provo: un "modello" #1'
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def made(drawn, exported, tmp_path_factory):
     """A Space of it, and what the command said."""
     folder, said = tmp_path_factory.mktemp("spaces") / "tiny-space", []
     words = ["--model", exported, "--images", drawn / "sample", "--space", folder]
-    words += ["--title", "Provo un modello"]
+    words += ["--title", TITLE]
     assert commands.run([*map(str, words)], open_records, no_export, said.append) == 0
     return folder, "\n".join(said)
 
@@ -48,7 +51,8 @@ def test_a_space_has_what_the_hub_wants(made):
     assert f"{SCENES} added" in said and str(folder) in said
     head = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
     assert head["sdk"] == "gradio" and head["app_file"] == "app.py"
-    assert head["title"] == "Provo un modello"
+    assert head["title"] == TITLE and f"# {TITLE}" in (folder / "README.md").read_text()
+    assert head["python_version"] == ".".join(map(str, sys.version_info[:2]))
     assert len(head["short_description"]) <= 60, "the hub refuses longer ones"
     names = {path.name for path in folder.iterdir()}
     expected = {"README.md", "app.py", "requirements.txt", ".gitattributes", "clip_italian"}
@@ -149,6 +153,29 @@ def test_the_sample_that_is_not_there_is_explained(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="clip-italian prepare sample"):
         commands.run([], open_records, no_export)
+
+
+def test_pictures_of_a_folder_do_not_tell_where_it_lay(exported, tmp_path):
+    write(tmp_path / "alice" / "holiday", 1, 2)
+    place = tmp_path / "alice" / "holiday"
+    words = ["--model", exported, "--images", place, "--space", tmp_path / "s"]
+    assert commands.run([*map(str, words)], open_records, no_export, lambda _: None) == 0
+    manifest = (tmp_path / "s" / "index" / "manifest.json").read_text()
+    assert "alice" not in manifest and "holiday" in manifest
+
+
+def test_a_tokenizer_that_would_be_forgotten_is_refused(drawn, exported, tmp_path):
+    words = ["--model", exported, "--images", drawn / "sample", "--space", tmp_path / "s"]
+    with pytest.raises(ConfigError, match="tokenizer is not for a Space of an exported model"):
+        commands.run([*map(str, words), "--tokenizer", "x"], open_records, no_export)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999"])
+def test_a_port_that_there_is_not_is_refused(port):
+    """Before anything is indexed; the system would take it for another one."""
+    with pytest.raises(ConfigError, match=f"port = {port} is not allowed"):
+        commands.run(["--port", port, "--images", "none"], open_records, no_export)
 
 
 def test_two_models_make_no_space(drawn, exported, tmp_path):
