@@ -25,13 +25,18 @@ KEPT, _SWEEP = 3600.0, 300.0  # seconds that a visitor's file is kept; between l
 _PATIENCE = 5  # seconds that open pages may delay the end of the server
 
 
-def open_answers(model: str, index_dir: str, *, tokenizer: str = "") -> Answers:
+def open_answers(model: str, index_dir: str, *, name: str) -> Answers:
     """Loads a model (see `hub.load.load_model`) and the index that was made with it.
+
+    Args:
+      model: folder or hub id.
+      index_dir: the index.
+      name: of the model, for people.
 
     Raises:
       ConfigError: one of them cannot be read, or the index was made with another model.
     """
-    return answers_of(load_model(model, tokenizer=tokenizer), index_dir)
+    return answers_of(dataclasses.replace(load_model(model), name=name), index_dir)
 
 
 def answers_of(loaded: LoadedModel, index_dir: str) -> Answers:

@@ -26,7 +26,7 @@ from clip_italian.demo.serving import open_answers, serve  # noqa: E402
 
 if __name__ == "__main__":
     port = int(os.environ.get("PORT", "7860"))
-    serve(open_answers({model!r}, {index!r}), host="0.0.0.0", port=port)
+    serve(open_answers({model!r}, {index!r}, name={name!r}), host="0.0.0.0", port=port)
 '''
 _README = """---
 title: {quoted}
@@ -96,7 +96,8 @@ def write_files(space: Path, *, model: str, name: str, title: str, count: int) -
         python=".".join(platform.python_version_tuple()[:2]),  # the versions were resolved for it
     )
     (space / "README.md").write_text(readme, encoding="utf-8")
-    (space / "app.py").write_text(_APP.format(model=model, index=INDEX), encoding="utf-8")
+    app = _APP.format(model=model, index=INDEX, name=name)
+    (space / "app.py").write_text(app, encoding="utf-8")
     (space / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
     (space / ".gitattributes").write_text(_ATTRIBUTES, encoding="utf-8")
 

@@ -80,7 +80,7 @@ def test_nothing_of_this_machine_is_in_it(made, exported, drawn):
             assert path.suffix not in (".pyc", ".pkl", ".pickle", ".partial")
 
 
-def test_it_starts_from_that_folder_alone(made, tmp_path):
+def test_it_starts_from_that_folder_alone(made, exported, tmp_path):
     folder = made[0].rename(tmp_path / "elsewhere")
     try:
         with socket.socket() as free:
@@ -101,7 +101,8 @@ def test_it_starts_from_that_folder_alone(made, tmp_path):
             stderr=subprocess.DEVNULL,
         )
         try:
-            assert "CLIP-Italian" in page(f"http://127.0.0.1:{port}", process)
+            found = page(f"http://127.0.0.1:{port}", process)
+            assert "CLIP-Italian" in found and exported.name in found
         finally:
             process.terminate()
             process.wait(60)
