@@ -51,7 +51,7 @@ config = Config(
     ),
     data=DataConfig(sources=("sample",), max_length=24, reader_threads=2),
     optim=OptimConfig(
-        learning_rate=1.5e-3, warmup_steps=60, weight_decay=0.05, clip_norm=1.0, b2=0.98
+        learning_rate=7e-4, warmup_steps=60, weight_decay=0.05, clip_norm=1.0, b2=0.98
     ),
     train=TrainConfig(workdir="runs/sample", steps=900, batch_size=64, save_every=450),
     eval=EvalConfig(eval_every=300, eval_batch_size=100),
