@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import measure
 
-METHODS = ("token similarity", "occlusion", "centre", "random point")
+METHODS = ("patches", "occlusion", "centre", "random point")
 
 
 class Phrases(NamedTuple):
@@ -86,7 +86,7 @@ def heat_maps(
     model: str, images: Sequence[bytes], phrases: Phrases
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, list[measure.Turn]]]:
     """Heat maps of each method, one for each phrase, and what each took."""
-    from clip_italian.demo.where import occlusion, token_similarity
+    from clip_italian.demo.where import occlusion, patch_shares
     from clip_italian.hub.load import RunEncoder, load_model
 
     loaded = load_model(model)
@@ -95,7 +95,7 @@ def heat_maps(
     pixels = many.pixels(lambda some: [images[number] for number in some], names)
     texts = many.encode_texts(phrases.texts)
     contestants: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-        "token similarity": lambda x, text: token_similarity(one.patch_embeds(x[None])[0], text),
+        "patches": lambda x, text: patch_shares(one.patch_embeds(x[None])[0], text),
         "occlusion": functools.partial(occlusion, many.encode_pixels),
     }
     heats, seconds = {}, {}

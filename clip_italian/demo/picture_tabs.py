@@ -151,4 +151,4 @@ def _heat(answers: Answers, picture: Picture, phrase: str, how: str) -> np.ndarr
     pixels, text = answers.pixels(picture), answers.text_embeds(phrase)
     if how == "occlusion":
         return where.occlusion(answers.encoder.encode_pixels, pixels, text)
-    return where.token_similarity(answers.encoder.patch_embeds(pixels[None])[0], text)
+    return where.patch_shares(answers.encoder.patch_embeds(pixels[None])[0], text)

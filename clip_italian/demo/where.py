@@ -12,15 +12,16 @@ from PIL import Image
 COLORS = "inferno"  # matplotlib's: equal steps of heat look equally large, from dark to bright
 
 
-def token_similarity(patch_embeds: np.ndarray, text_embed: np.ndarray) -> np.ndarray:
-    """Heat of each patch: how near it lies to the text. One forward pass, of the picture.
+def patch_shares(patch_embeds: np.ndarray, text_embed: np.ndarray) -> np.ndarray:
+    """Heat of each patch: how much similarity goes without what it gives. One forward pass.
 
     Args:
-      patch_embeds: float [rows, columns, dim], L2-normalised, see `HybridClip.encode_patches`.
+      patch_embeds: float [rows, columns, dim], see `HybridClip.encode_patches`.
       text_embed: float [dim], L2-normalised.
 
     Returns:
-      float32 [rows, columns], cosine similarities.
+      float32 [rows, columns], differences of cosine similarities: above 0 where the patch speaks
+      for the text.
     """
     return np.asarray(patch_embeds @ text_embed, np.float32)
 

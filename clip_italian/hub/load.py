@@ -205,13 +205,13 @@ class RunEncoder:
         return self._encode_pixels(self._image, pixels)
 
     def patch_embeds(self, pixels: np.ndarray) -> np.ndarray:
-        """Embeds the patches of pictures, see `HybridClip.encode_patches`.
+        """What pictures' embeddings owe to each patch, see `HybridClip.encode_patches`.
 
         Args:
           pixels: as `encode_pixels` takes them.
 
         Returns:
-          float32 [n, rows, columns, dim], L2-normalised, patches from top left.
+          float32 [n, rows, columns, dim], differences of embeddings, patches from top left.
 
         Raises:
           ConfigError: they have another size or type.

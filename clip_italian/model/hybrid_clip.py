@@ -5,7 +5,6 @@ The parameter tree is that of transformers' `FlaxVisionTextDualEncoderModule`: `
 `logit_bias` when the loss wants one.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from clip_italian.batch import POOLED_OUTPUT, Array, TokenGroup
 from clip_italian.config import ConfigError
+from clip_italian.model.contributions import Anatomy, without_each_patch
 from clip_italian.model.layers import Running, running
 
 _EPSILON = 1e-12  # of squared norms: an all-zero row gives zeros and a finite gradient
@@ -49,7 +49,7 @@ class HybridClip(nn.Module):
       text_model: Flax module, called with `text_inputs`.
       vision_pool: the vision tower's outputs → [n, width].
       text_pool: the text tower's outputs → [n, width].
-      vision_pool_tokens: the vision tower, and its outputs on all tokens → [n, 1 + patches, width].
+      vision_anatomy: where in the vision tower its patches' parts are found.
       text_inputs: a token group → keyword arguments of the text tower.
       vision_running: how the vision tower's layers run.
       text_running: how the text tower's layers run.
@@ -66,7 +66,7 @@ class HybridClip(nn.Module):
     text_model: nn.Module
     vision_pool: Callable[[Any], Array]
     text_pool: Callable[[Any], Array]
-    vision_pool_tokens: Callable[[nn.Module, Any], Array]
+    vision_anatomy: Anatomy
     text_inputs: Callable[[TokenGroup], dict[str, Array]]
     vision_running: Running
     text_running: Running
@@ -145,32 +145,32 @@ class HybridClip(nn.Module):
         return pooled.astype(jnp.float32)
 
     def encode_patches(self, pixel_values: Array) -> Array:
-        """Each patch as if it were what the tower pools: where in a picture is what a text says?
+        """What a picture's embedding owes to each patch: where in it is what a text says?
 
-        A tower that pools its first token has never been asked for what its last layer makes of
-        patches. What that token takes from each of them is their values: so each patch goes
-        through that layer with attention to itself alone, as in MaskCLIP (arXiv:2112.01071).
-        Towers that pool patches (BEiT) are taken as they are.
+        The embedding, less the one that comes out when what each layer's attention carried straight
+        from that patch into what the tower pools is taken out again; see `contributions`. Times a
+        text's embedding it is the similarity that goes with the patch.
 
         Args:
           pixel_values: uint8 [n, height, width, 3].
 
         Returns:
-          float32 [n, rows, columns, projection_dim], L2-normalised, patches from top left.
+          float32 [n, rows, columns, projection_dim], differences of L2-normalised embeddings,
+          patches from top left.
 
         Raises:
           ConfigError: the images have another size than the tower's, or another type.
         """
         pixels = self._normalised_pixels(pixel_values)
-        pools_first = bool(self.vision_running.attended)
-        how = dataclasses.replace(self.vision_running, attended=(), alone=pools_first)
-        with running(how, deterministic=True):
-            outputs = self.vision_model(pixels, deterministic=True)
-            tokens = self.vision_pool_tokens(self.vision_model, outputs)
-        images, length, width = tokens.shape
-        side = math.isqrt(length - 1)
-        patches = tokens[:, 1:].reshape(images, side, side, width).astype(jnp.float32)
-        return _normalised(self.visual_projection(patches))
+        pooled = without_each_patch(
+            self.vision_model, self.vision_anatomy, self.vision_running, pixels
+        )
+        whole, without = (
+            _normalised(self.visual_projection(some.astype(jnp.float32))) for some in pooled
+        )
+        images, patches, dim = without.shape
+        side = math.isqrt(patches)
+        return (whole - without).reshape(images, side, side, dim)
 
     def _normalised_pixels(self, pixel_values: Array) -> Array:
         expected = (self.image_size, self.image_size, 3)

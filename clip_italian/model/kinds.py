@@ -22,17 +22,29 @@ from transformers import (
     ViTConfig,
     XLMRobertaConfig,
 )
-from transformers.models.beit.modeling_flax_beit import FlaxBeitLayer, FlaxBeitModule
+from transformers.models.beit.modeling_flax_beit import (
+    FlaxBeitAttention,
+    FlaxBeitLayer,
+    FlaxBeitModule,
+)
 from transformers.models.bert.modeling_flax_bert import FlaxBertLayer, FlaxBertModule
-from transformers.models.clip.modeling_flax_clip import FlaxCLIPEncoderLayer, FlaxCLIPVisionModule
-from transformers.models.dinov2.modeling_flax_dinov2 import FlaxDinov2Layer, FlaxDinov2Module
+from transformers.models.clip.modeling_flax_clip import (
+    FlaxCLIPAttention,
+    FlaxCLIPEncoderLayer,
+    FlaxCLIPVisionModule,
+)
+from transformers.models.dinov2.modeling_flax_dinov2 import (
+    FlaxDinov2Attention,
+    FlaxDinov2Layer,
+    FlaxDinov2Module,
+)
 from transformers.models.distilbert.modeling_flax_distilbert import (
     FlaxDistilBertModule,
     FlaxTransformerBlock,
 )
 from transformers.models.electra.modeling_flax_electra import FlaxElectraLayer, FlaxElectraModule
 from transformers.models.roberta.modeling_flax_roberta import FlaxRobertaLayer, FlaxRobertaModule
-from transformers.models.vit.modeling_flax_vit import FlaxViTLayer, FlaxViTModule
+from transformers.models.vit.modeling_flax_vit import FlaxViTAttention, FlaxViTLayer, FlaxViTModule
 from transformers.models.xlm_roberta.modeling_flax_xlm_roberta import (
     FlaxXLMRobertaLayer,
     FlaxXLMRobertaModule,
@@ -40,6 +52,7 @@ from transformers.models.xlm_roberta.modeling_flax_xlm_roberta import (
 
 from clip_italian.batch import Array, TokenGroup
 from clip_italian.model.architectures import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD
+from clip_italian.model.contributions import Anatomy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +72,7 @@ class Kind:
       may_lack: first parts of weights that a checkpoint may lack (they start random).
       inputs: text: configuration and token group → the module's keyword arguments.
       offset: text: configuration → rows of the position table before the first position.
-      pool_tokens: vision: the module and its outputs → [n, tokens, width], every token of the last
-        layer pooled as `pool` does the first one.
+      anatomy: vision: where its patches' parts in what it pools are found.
       positions: vision: name of the table that `image_size` resizes; empty where there is none.
       pooled: the module has a pooled output of its own, which `VisionTextDualEncoder` needs.
       image_mean: vision: what the kind's processor takes by default.
@@ -78,7 +90,7 @@ class Kind:
     may_lack: tuple[str, ...] = ("pooler",)
     inputs: Callable[[Any, TokenGroup], dict[str, Array]] | None = None
     offset: Callable[[Any], int] = lambda config: 0
-    pool_tokens: Callable[[Any, Any], Array] | None = None
+    anatomy: Anatomy | None = None
     positions: str = "embeddings.position_embeddings"
     pooled: bool = True
     image_mean: tuple[float, ...] = HALF
@@ -116,23 +128,41 @@ def _first_token(outputs: Any) -> Array:
     return outputs.last_hidden_state[:, 0]
 
 
-def _pool_alone(tower: Any, outputs: Any) -> Array:
+def _vit_head(tower: Any, pooled: Array) -> Array:
+    return _pool_alone(tower, tower.layernorm(pooled))
+
+
+def _clip_head(tower: Any, pooled: Array) -> Array:
+    return tower.vision_model.post_layernorm(pooled)
+
+
+def _dinov2_head(tower: Any, pooled: Array) -> Array:
+    return tower.layernorm(pooled)
+
+
+def _beit_head(tower: Any, pooled: Array) -> Array:
+    return _pool_alone(tower, pooled if _means(tower.config) else tower.layernorm(pooled))
+
+
+def _pool_alone(tower: Any, hidden: Array) -> Array:
     """By the tower's own pooler, as if a token were [CLS] and the only patch of its picture.
 
     So it holds for poolers of [CLS], ViT's and BEiT's, and for BEiT's mean over patches.
     """
-    hidden = outputs.last_hidden_state
     alone = hidden.reshape(-1, 1, hidden.shape[-1])
     return tower.pooler(jnp.concatenate([alone, alone], axis=1)).reshape(*hidden.shape[:2], -1)
 
 
-def _post_layernorm(tower: Any, outputs: Any) -> Array:
-    return tower.vision_model.post_layernorm(outputs.last_hidden_state)
+def _means(config: Any) -> bool:
+    return config.use_mean_pooling
 
 
-def _normed_already(tower: Any, outputs: Any) -> Array:
-    del tower
-    return outputs.last_hidden_state
+def _dinov2_scaled(layer: Any, added: Array) -> Array:
+    return layer.layer_scale1(added)
+
+
+def _beit_scaled(layer: Any, added: Array) -> Array:
+    return added if layer.lambda_1 is None else layer.lambda_1 * added
 
 
 def _bert_inputs(config: Any, tokens: TokenGroup) -> dict[str, Array]:
@@ -160,7 +190,7 @@ _CLIP = {
     "module": FlaxCLIPVisionModule,
     "layer": FlaxCLIPEncoderLayer,
     "pool": _pooler_output,
-    "pool_tokens": _post_layernorm,
+    "anatomy": Anatomy(FlaxCLIPAttention, "v_proj", _clip_head),
     "dropout": ("attention_dropout",),
     "attended": ("k_proj", "v_proj"),
     "may_lack": (),
@@ -178,18 +208,21 @@ _ROBERTA = {
 KINDS: dict[str, Kind] = {
     "vit": Kind(
         "vision", FlaxViTModule, FlaxViTLayer, ViTConfig.from_dict, _pooler_output, ("vit",),
-        attended=("query", "key", "value"), pool_tokens=_pool_alone,
+        attended=("query", "key", "value"),
+        anatomy=Anatomy(FlaxViTAttention, "value", _vit_head),
     ),
     "clip_vision_model": Kind(config=CLIPVisionConfig.from_dict, **_CLIP),
     "clip": Kind(config=_clip_vision_config, **_CLIP),
     "dinov2": Kind(
         "vision", FlaxDinov2Module, FlaxDinov2Layer, _dinov2_config, _pooler_output, ("dinov2",),
         attended=("query", "key", "value"), may_lack=(), image_mean=IMAGENET_MEAN,
-        image_std=IMAGENET_STD, pool_tokens=_normed_already,
+        image_std=IMAGENET_STD,
+        anatomy=Anatomy(FlaxDinov2Attention, "value", _dinov2_head, _dinov2_scaled),
     ),
     "beit": Kind(
         "vision", FlaxBeitModule, FlaxBeitLayer, _beit_config, _pooler_output, ("beit",),
-        attended=(), may_lack=(), pool_tokens=_pool_alone, positions="",
+        attended=(), may_lack=(), positions="",
+        anatomy=Anatomy(FlaxBeitAttention, "value", _beit_head, _beit_scaled, _means),
     ),
     "bert": Kind(
         "text", FlaxBertModule, FlaxBertLayer, BertConfig.from_dict, _pooler_output, ("bert",),

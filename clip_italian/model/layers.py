@@ -37,7 +37,6 @@ class Running:
       remat: what the backward pass computes again in each layer: nothing, all but the products
         with weights, or everything but the layer's input.
       patch_dropout: share of patches left out of each image unless `deterministic`.
-      alone: in the last layer each token attends to itself only, and so keeps to its place.
     """
 
     layer: type[nn.Module]
@@ -45,7 +44,6 @@ class Running:
     attended: tuple[str, ...] = ()
     remat: Literal["none", "dots", "full"] = "none"
     patch_dropout: float = 0.0
-    alone: bool = False
 
 
 @contextlib.contextmanager
@@ -113,9 +111,6 @@ def _run(layer: Any, how: Running, hidden_states: Array, *args: Any, **kwargs: A
     if layer.name == "0" and how.patch_dropout:
         key = jax.random.fold_in(layer.make_rng("dropout"), _PATCHES)
         hidden_states = drop_patches(hidden_states, key, how.patch_dropout)
-    if how.alone and layer.name == str(how.depth - 1):
-        one_by_one = hidden_states.reshape(-1, 1, hidden_states.shape[-1])
-        return call(layer, one_by_one).reshape(hidden_states.shape)
     if how.remat != "none":
         return nn.remat(call, policy=_POLICIES[how.remat])(layer, hidden_states)
     return call(layer, hidden_states)

@@ -88,14 +88,14 @@ def build(config: ModelConfig, *, loss: str) -> Model:
     scale = LOGIT_SCALE if config.logit_scale is None else config.logit_scale
     bias = LOGIT_BIAS if config.logit_bias is None else config.logit_bias
     dtype = jnp.dtype(config.dtype)
-    assert text.kind.inputs is not None and vision.kind.pool_tokens is not None
+    assert text.kind.inputs is not None and vision.kind.anatomy is not None
     _check_patch_dropout(vision, config.patch_dropout)
     module = HybridClip(
         vision_model=vision.kind.module(config=vision.config, dtype=dtype),  # pyright: ignore
         text_model=text.kind.module(config=text.config, dtype=dtype),  # pyright: ignore
         vision_pool=vision.kind.pool,
         text_pool=text.kind.pool,
-        vision_pool_tokens=vision.kind.pool_tokens,
+        vision_anatomy=vision.kind.anatomy,
         text_inputs=functools.partial(text.kind.inputs, text.config),
         vision_running=_running(vision, config.remat, config.patch_dropout),
         text_running=_running(text, config.remat),

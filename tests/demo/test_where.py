@@ -8,7 +8,7 @@ from clip_italian.demo.where import (
     occlusion,
     on_whole_picture,
     overlay,
-    token_similarity,
+    patch_shares,
     upsample,
 )
 
@@ -45,7 +45,7 @@ def highest(heat):
 def test_both_methods_find_the_one_red_patch(place):
     pixels = picture_with_red(*place)
     patches = pixels.reshape(4, 16, 4, 16, 3).swapaxes(1, 2).reshape(16, 16, 16, 3)
-    heat = token_similarity(redness(patches).reshape(4, 4, 2), TEXT)
+    heat = patch_shares(redness(patches).reshape(4, 4, 2), TEXT)
     assert heat.shape == (4, 4) and highest(heat) == place
     heat = occlusion(redness, pixels, TEXT, cells=4, window=1)
     assert heat.shape == (4, 4) and highest(heat) == place
@@ -56,9 +56,9 @@ def test_both_methods_find_the_one_red_patch(place):
     assert (row // 2, column // 2) == place
 
 
-def test_token_similarity_by_hand():
+def test_patch_shares_by_hand():
     patches = np.array([[[1, 0], [0, 1]], [[0.6, 0.8], [-1, 0]], [[0, -1], [0.8, -0.6]]])
-    heat = token_similarity(patches, np.array([0.6, 0.8]))
+    heat = patch_shares(patches, np.array([0.6, 0.8]))
     np.testing.assert_allclose(heat, [[0.6, 0.8], [1.0, -0.6], [-0.8, 0.0]], atol=1e-6)
     assert heat.dtype == np.float32 and heat.shape == (3, 2)
 
