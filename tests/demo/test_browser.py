@@ -123,7 +123,7 @@ def test_a_text_finds_pictures_and_a_picture_finds_others(page):
 def test_remarks_are_said_by_screen_readers(page):
     """They speak when a region changes that is on the page already, not when one comes in."""
     region = panel(page).locator("[role=status][aria-live=polite]")
-    assert region.count() == 1
+    region.wait_for(state="attached")  # exactly one, else Playwright refuses
     region.evaluate("node => { node.marked = true; }")
     for text in ("", QUERY):
         search(page, text)

@@ -51,7 +51,7 @@ def direct_parts(module, images, read):
     Each layer runs on what it got, once whole and once without the values of each patch; the
     difference after attention, in the tokens that are read, is what that patch gave them.
     """
-    gone, middle, inputs, parts = None, None, [], []
+    gone, middle, inputs, parts = None, jnp.zeros(()), [], []
 
     def call(part, following, args):
         nonlocal gone, middle
