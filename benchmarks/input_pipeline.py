@@ -23,8 +23,9 @@ record is what `prepare` makes of it (shorter side 256). Both lie in a temporary
 
 Every contestant is a process of its own with its workers, on the same processors; they take turns.
 A turn begins with some batches that are not timed, so that all are ahead by as much at its end as
-at its beginning. CPU seconds are those of the process and all its workers. Before any timing the
-pictures delivered must have the same size and nearly the same content. Linux only.
+at its beginning, and ends when its workers rest, which would else read ahead into the next turn.
+CPU seconds are those of the process and all its workers. Before any timing the pictures delivered
+must have the same size and nearly the same content. Linux only.
 """
 
 import contextlib
@@ -73,7 +74,7 @@ def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--compare", nargs="+", default=[*COMPARISONS, "colour"])
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
-    parser.add_argument("--batches", type=int, default=4, help=f"of {BATCH} pictures in a turn")
+    parser.add_argument("--batches", type=int, default=16, help=f"of {BATCH} pictures in a turn")
     parser.add_argument("--pictures", type=int, default=256, help="different ones")
     arguments = parser.parse_args()
     measure.pin(arguments.threads)
@@ -160,10 +161,19 @@ def serve(connection: Any, comparison: str, name: str, folder: Path, threads: in
                 last = next(batches)
             wall, cpu = time.perf_counter() - start, tree_cpu() - cpu
             assert last.shape in ((BATCH, SIZE, SIZE, 3), (BATCH, 3, SIZE, SIZE)), last.shape
+            rest()
             pictures = number * BATCH
             connection.send({"wall": wall / pictures, "cpu": cpu / pictures, "level": level(last)})
     except Exception as error:
         connection.send(RuntimeError(f"{comparison}, {name}: {error!r}"))
+
+
+def rest() -> None:
+    """Returns when this process and its children have used next to no CPU for half a second."""
+    before, now = -1.0, tree_cpu()
+    while now - before > 0.02:
+        time.sleep(0.5)
+        before, now = now, tree_cpu()
 
 
 def tree_cpu() -> float:

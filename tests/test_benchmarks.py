@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -32,6 +34,23 @@ def test_turns_alternate_and_the_median_is_of_its_clock():
     slow = [measure.Turn(wall, cpu, None) for wall, cpu in ((3, 1), (1, 5), (2, 9))]
     assert measure.median(slow) == 2
     assert measure.median(slow, "cpu_s") == 5
+
+
+def test_a_turn_ends_when_the_workers_of_its_contestant_rest():
+    # In a process of its own: this one has children that other tests started.
+    worker = """import time
+while time.process_time() < 1:
+    pass
+time.sleep(60)"""
+    asked = f"""import subprocess, sys
+from benchmarks.input_pipeline import rest, tree_cpu
+worker = subprocess.Popen([sys.executable, "-c", {worker!r}])
+before = tree_cpu()
+rest()
+print(tree_cpu() - before)
+worker.kill()"""
+    used = subprocess.check_output([sys.executable, "-c", asked], text=True, timeout=60)
+    assert float(used) >= 0.9
 
 
 def test_losses_that_differ_end_the_benchmark():

@@ -177,7 +177,7 @@ def _batches(
     begun = steps.map(lambda step: tf.numpy_function(begin, [step], tf.int64)).prefetch(1)
     done = begun.flat_map(tasks).map(
         lambda *task: tf.numpy_function(work, task, tf.int64),
-        num_parallel_calls=threads,
+        num_parallel_calls=2 * threads,  # what is done early waits for its turn: work meanwhile
         deterministic=True,
     )
     done = done.batch(-(-rows // _TASK)).with_options(_options(threads))
