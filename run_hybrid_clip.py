@@ -42,7 +42,7 @@ def train(config: Config, model: Model, words: Sequence[str]) -> None:
     data = open_data(config, model, sets.open_training_sets, **parallel.host_part(config, layout))
     image, text = map(layout.compile_rows, (model.encode_image, model.encode_text))
     evaluated = retrieval.evaluated_sets(data.sets, config.eval)
-    score = retrieval.make_evaluator(evaluated, image, text, classify=config.eval.zero_shot)
+    score = retrieval.SetEvaluator(evaluated, image, text, classify=config.eval.zero_shot)
     loss = validation.make_loss_evaluator(config, layout, model.apply_pairs, data.captioned)
     distributed.meet("the opening of the data")
     checkpoints = Checkpoints(config, data.fingerprint)
@@ -61,11 +61,10 @@ def train(config: Config, model: Model, words: Sequence[str]) -> None:
         costs=model,
         examples=data.training,
     )
-    encoded = [(x, *retrieval.encode_set(x, state.evaluated, image, text)) for x in evaluated]
     if jax.process_index() == 0:
         found = outcome.write_outcome(
             config.train.workdir,
-            encoded,
+            score.encoded,  # a run ends with an evaluation
             metrics_lines=monitor.read_metrics(config.train.workdir),
             phases=[(phase.start, ", ".join(phase.moving)) for phase in loop.plan(config)[1]],
             data_fingerprint=data.fingerprint,

@@ -189,32 +189,46 @@ def _accuracies(
     return {f"zero_shot/{name}": value for name, value in values.items()}
 
 
-def make_evaluator(
-    sets: Sequence[EvaluationSet],
-    encode_image: EncodeImage,
-    encode_text: EncodeText,
-    *,
-    classify: bool = False,
-) -> Evaluator:
+@dataclasses.dataclass
+class SetEvaluator:
     """An evaluator params → (name, value) over sets; `metric_names` lists the names.
+
+    Attributes:
+      sets: what is evaluated.
+      encode_image: as in `encode_set`.
+      encode_text: likewise.
+      classify: as in `set_metrics`.
+      encoded: (set, image embeddings, text embeddings) of the newest evaluation.
 
     Raises:
       ConfigError: at once, when `classify` is set and a set's captions are not labels.
     """
-    metric_names(sets, classify=classify)
 
-    def evaluate(params: Params) -> Iterator[tuple[str, float]]:
-        for one in sets:
-            embeds = encode_set(one, params, encode_image, encode_text)
-            prefix = _prefix(one.name, sets)
-            for name, value in set_metrics(one, *embeds, classify=classify).items():
+    sets: Sequence[EvaluationSet]
+    encode_image: EncodeImage
+    encode_text: EncodeText
+    _: dataclasses.KW_ONLY
+    classify: bool = False
+    encoded: list[tuple[Any, np.ndarray, np.ndarray]] = dataclasses.field(
+        default_factory=list, init=False
+    )
+
+    def __post_init__(self) -> None:
+        metric_names(self.sets, classify=self.classify)
+
+    def __call__(self, params: Params) -> Iterator[tuple[str, float]]:
+        """Encodes and scores one set after another."""
+        self.encoded.clear()
+        for one in self.sets:
+            embeds = encode_set(one, params, self.encode_image, self.encode_text)
+            self.encoded.append((one, *embeds))
+            prefix = _prefix(one.name, self.sets)
+            for name, value in set_metrics(one, *embeds, classify=self.classify).items():
                 yield prefix + name, value
-
-    return evaluate
 
 
 def metric_names(sets: Sequence[EvaluationSet], *, classify: bool = False) -> list[str]:
-    """Names that `make_evaluator` yields: prefixed with the set's name when there are several.
+    """Names that a `SetEvaluator` yields: prefixed with the set's name when there are several.
 
     Raises:
       ConfigError: `classify` is set and a set's captions are not labels.

@@ -10,9 +10,9 @@ from clip_italian.batch import ImageBatch, TextBatch, TokenGroup
 from clip_italian.config import ConfigError, EvalConfig
 from clip_italian.evaluation import metrics
 from clip_italian.evaluation.retrieval import (
+    SetEvaluator,
     encode_set,
     evaluated_sets,
-    make_evaluator,
     metric_names,
 )
 
@@ -73,7 +73,7 @@ def test_encode_set_gives_every_row_once():
 
 
 def test_one_set_has_plain_names():
-    values = dict(make_evaluator([CAPTIONS], encode_image, encode_text)(PARAMS))
+    values = dict(SetEvaluator([CAPTIONS], encode_image, encode_text)(PARAMS))
     assert list(values) == metric_names([CAPTIONS]) == list(metrics.RETRIEVAL_METRICS)
     assert values["text_to_image/R@1"] == 0.5
     assert values["text_to_image/median_rank"] == 1.5
@@ -82,7 +82,7 @@ def test_one_set_has_plain_names():
 
 
 def test_several_sets_are_prefixed():
-    evaluate = make_evaluator([CAPTIONS, LABELS], encode_image, encode_text)
+    evaluate = SetEvaluator([CAPTIONS, LABELS], encode_image, encode_text)
     names = [name for name, _ in evaluate(PARAMS)]
     assert names == metric_names([CAPTIONS, LABELS])
     assert names[0] == "sample/text_to_image/R@1"
@@ -90,11 +90,16 @@ def test_several_sets_are_prefixed():
 
 
 def test_the_evaluator_takes_the_parameters_of_the_call():
-    evaluate = make_evaluator([CAPTIONS], encode_image, encode_text)
+    evaluate = SetEvaluator([CAPTIONS], encode_image, encode_text)
     before = dict(evaluate(PARAMS))
-    after = dict(evaluate(PARAMS | {"text": np.eye(3, dtype=np.float32)[[0, 0, 1, 2]]}))
+    text = np.eye(3, dtype=np.float32)[[0, 0, 1, 2]]
+    after = dict(evaluate(PARAMS | {"text": text}))
     assert before["text_to_image/R@1"] == 0.5
     assert after["text_to_image/R@1"] == 1.0
+    ((one, image_embeds, text_embeds),) = evaluate.encoded  # of the newest evaluation alone
+    assert one is CAPTIONS
+    np.testing.assert_array_equal(image_embeds, PARAMS["image"])
+    np.testing.assert_array_equal(text_embeds, text)
 
 
 def test_zero_shot_takes_one_text_for_each_distinct_caption():
@@ -102,7 +107,7 @@ def test_zero_shot_takes_one_text_for_each_distinct_caption():
     # scores 0, 0 (a tie: rank 2); image 1 a cat with 1, 0 (rank 2); image 2 a dog with 0, 1
     # (rank 2). Were the second "cane" [9, 9, 9] used, images 0 and 2 would be right.
     text = np.array([[0, 1, 0], [0, 0, 1], [9, 9, 9]], np.float32)
-    evaluate = make_evaluator([LABELS], encode_image, encode_text, classify=True)
+    evaluate = SetEvaluator([LABELS], encode_image, encode_text, classify=True)
     values = dict(evaluate(PARAMS | {"text": text}))
     assert list(values) == metric_names([LABELS], classify=True)
     assert values["zero_shot/acc@1"] == 0.0
@@ -113,7 +118,7 @@ def test_zero_shot_takes_one_text_for_each_distinct_caption():
 
 def test_zero_shot_refuses_captions_before_any_step():
     with pytest.raises(ConfigError, match="zero_shot"):
-        make_evaluator([LABELS, CAPTIONS], encode_image, encode_text, classify=True)
+        SetEvaluator([LABELS, CAPTIONS], encode_image, encode_text, classify=True)
 
 
 # Two classes of the pack below with two prompts each, so that prompt 2 belongs to class 1.
@@ -133,7 +138,7 @@ def test_a_labelled_set_is_classified_with_the_prompts_of_a_pack(pack):
     assert photos.captions == ["cane", "un cane", "gatto", "un gatto"]
     # Classes: mean of [1, 0, 0] and [0, 1, 0]; mean of [0, 0, 1] twice. Images 0 and 2 are right.
     text = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]], np.float32)
-    values = dict(make_evaluator([photos], encode_image, encode_text)(PARAMS | {"text": text}))
+    values = dict(SetEvaluator([photos], encode_image, encode_text)(PARAMS | {"text": text}))
     assert values == {"zero_shot/acc@1": pytest.approx(2 / 3)}
     assert metric_names([photos]) == ["zero_shot/acc@1"]
 
@@ -163,4 +168,4 @@ def test_sets_of_one_name_and_unknown_classes_are_refused(pack):
 def test_a_diverged_model_is_an_error():
     broken = PARAMS | {"image": np.full((3, 3), np.nan, np.float32)}
     with pytest.raises(ValueError, match="not finite"):
-        list(make_evaluator([CAPTIONS], encode_image, encode_text)(broken))
+        list(SetEvaluator([CAPTIONS], encode_image, encode_text)(broken))
