@@ -38,27 +38,34 @@ class Found:
 class Answers:
     """One model and the index of some pictures made with it. Safe to call from several threads."""
 
-    def __init__(self, model: LoadedModel, encoder: RunEncoder, index: Index) -> None:
+    def __init__(
+        self, model: LoadedModel, encoder: RunEncoder, index: Index, exact: bool = True
+    ) -> None:
         """Takes them as they are.
 
         Args:
           model: as loaded.
           encoder: the same model, compiled for single pictures and texts.
           index: made with this model.
+          exact: how the index is searched, see `Index.search`.
         """
-        self.model, self.encoder, self.index = model, encoder, index
+        self.model, self.encoder, self.index, self.exact = model, encoder, index, exact
         self._texts = functools.lru_cache(_REMEMBERED)(self._encode)
         self._packs: dict[str, np.ndarray] = {}
         self._pack_lock = threading.Lock()
 
     def warm_up(self) -> None:
-        """Compiles what the first visitors would wait for: texts of common lengths, a picture."""
+        """Compiles and reads what the first visitors would wait for, or fail by.
+
+        Texts of common lengths, a picture, the approximate index where it is used.
+        """
         size = self.encoder.image_size
         pixels = np.zeros((1, size, size, 3), np.uint8)
         self.encoder.encode_pixels(pixels)
         self.encoder.patch_embeds(pixels)
         for words in (1, 8, 16):  # lengths are rounded up, so these stand for others
-            self.encoder.encode_texts([" ".join(["una"] * words)])
+            query = self.encoder.encode_texts([" ".join(["una"] * words)])[0]
+        self._search(query, 1, fold=False)
 
     def text_embeds(self, text: str) -> np.ndarray:
         """Float32 [dim], length 1."""
@@ -82,14 +89,18 @@ class Answers:
         return self._search(query, k, fold)
 
     def by_row(self, row: int, k: int, *, fold: bool) -> Found:
-        """Pictures like one of the index, itself first. Raises `IndexError`: no such row."""
+        """Pictures like one of the index, itself first (if search is exact).
+
+        Raises:
+          IndexError: no such row.
+        """
         if not 0 <= row < len(self.index.keys):
             raise IndexError(f"row {row} of {len(self.index.keys)}")
         return self._search(self.index.image_embeds[row], k, fold)
 
     def _search(self, query: np.ndarray, k: int, fold: bool) -> Found:
         k = max(1, min(k, MOST_RESULTS))
-        rows, scores = self.index.search(query, k * _WIDER if fold else k)
+        rows, scores = self.index.search(query, k * _WIDER if fold else k, self.exact)
         if not fold:
             return Found(rows, scores, [()] * len(rows))
         groups = fold_duplicates(self.index.image_embeds[rows], NEAR_DUPLICATE)[:k]

@@ -30,6 +30,8 @@ class Demo:
     """Folder of pictures, or records as DATA_DIR/SOURCE or DATA_DIR/SOURCE:SPLIT (validation)."""
     compare: str = ""
     """A second model, to see both side by side; empty takes none."""
+    approximate: bool = False
+    """Search through an approximate index, made first, if there are 20,000 pictures or more."""
     tokenizer: str = ""
     """Tokenizer of a run whose config names one that is not there; empty takes the config's."""
     host: str = "127.0.0.1"
@@ -88,7 +90,11 @@ def _answers(
     encoder = RunEncoder(loaded)
     folder = index_commands.default_folder(model, flags.images, encoder.fingerprint)
     tell(building.update_index(folder, pictures, encoder).text())
-    return serving.answers_of(loaded, folder)
+    if flags.approximate:
+        from clip_italian.demo import approximate  # needs faiss
+
+        tell(approximate.build_approximate(folder, encoder))
+    return serving.answers_of(loaded, folder, exact=not flags.approximate)
 
 
 def _write_space(
@@ -100,6 +106,8 @@ def _write_space(
     """Everything into a folder beside the new one, which gets its name when it is whole."""
     if flags.compare:
         raise ConfigError("compare is not for a Space, which holds one model; leave it out")
+    if flags.approximate:
+        raise ConfigError("approximate is not for a Space, which searches exactly; leave it out")
     if flags.tokenizer and not is_run(flags.model):
         raise ConfigError(
             "tokenizer is not for a Space of an exported model, which is started with its own; "

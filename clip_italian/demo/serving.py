@@ -39,12 +39,12 @@ def open_answers(model: str, index_dir: str, *, name: str) -> Answers:
     return answers_of(dataclasses.replace(load_model(model), name=name), index_dir)
 
 
-def answers_of(loaded: LoadedModel, index_dir: str) -> Answers:
+def answers_of(loaded: LoadedModel, index_dir: str, *, exact: bool = True) -> Answers:
     """As `open_answers`, of a model in memory. Compiles it for single pictures and texts."""
     on_device = dataclasses.replace(loaded, params=jax.device_put(loaded.params))
     encoder = RunEncoder(on_device, batch_size=1)
     index = open_index(index_dir, encoder.fingerprint)
-    answers = Answers(on_device, encoder, index)
+    answers = Answers(on_device, encoder, index, exact)
     answers.warm_up()
     queries.check("una stella blu", on_device, ITALIAN, "")  # loads what tells languages apart
     return answers

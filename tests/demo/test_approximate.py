@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from clip_italian.config import ConfigError
-from clip_italian.demo import approximate, exact, storage
+from clip_italian.data.collections import open_records
+from clip_italian.demo import approximate, commands, exact, serving, storage
 from clip_italian.demo.building import update_index
 from clip_italian.demo.index import open_index, verify
 from clip_italian.demo.sources import folder_pictures
+from clip_italian.hub import export
+from tests.demo import models
 from tests.demo.colours import Colours, unit, write
 
 
@@ -149,6 +152,47 @@ def test_it_is_part_of_the_index_until_the_pictures_change(place):
     approximate.build_approximate(place / "index", Colours())
     assert manifest(place)["approximate"]["rows"] == 39
     assert not update(place).dropped
+
+
+@pytest.fixture
+def demo(drawn, tmp_path, monkeypatch):
+    """Words of the command → the demo that would be served, and what was said."""
+    (model := tmp_path / "model").mkdir()
+    export.write(model, export.exact(models.tiny_model(drawn, "tiny", 0)))
+    monkeypatch.chdir(tmp_path)  # where the index goes
+    monkeypatch.setattr(approximate, "HNSW_FROM", 30)
+
+    def run(*words):
+        served, said = [], []
+        monkeypatch.setattr(serving, "serve", lambda answers, *_, **__: served.append(answers))
+        words = ["--model", str(model), "--images", str(drawn / "sample"), *words]
+        assert commands.run(words, open_records, lambda *_: None, said.append) == 0
+        return served[0], "\n".join(said)
+
+    return run
+
+
+@pytest.mark.parametrize("words", [["--approximate"], []])
+def test_the_demo_searches_through_it_if_asked(demo, monkeypatch, words):
+    answers, said = demo(*words)
+    assert ("hnsw, efSearch" in said) == bool(words)
+    search, asked = approximate.Searcher.search, []
+    monkeypatch.setattr(
+        approximate.Searcher, "search", lambda *some: asked.append(some) or search(*some)
+    )
+    found = answers.by_text("una stella blu", "un cerchio rosso", 5, fold=True)
+    assert bool(asked) == bool(words)
+    text, negative = map(answers.text_embeds, ("una stella blu", "un cerchio rosso"))
+    assert found.rows[0] == np.argmax(answers.index.image_embeds @ (text - 0.5 * negative))
+
+
+def test_the_demo_does_not_start_on_a_damaged_one(demo, tmp_path):
+    demo("--approximate")
+    (file,) = tmp_path.glob("indexes/*/*.faiss")
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(ConfigError, match="is damaged"):
+        demo("--approximate")
+    demo()  # exact search needs no such file
 
 
 def test_exact_search_never_reads_it(place):

@@ -179,7 +179,10 @@ def test_a_port_that_there_is_not_is_refused(port):
         commands.run(["--port", port, "--images", "none"], open_records, no_export)
 
 
-def test_two_models_make_no_space(drawn, exported, tmp_path):
+def test_neither_two_models_nor_an_approximate_index_make_a_space(drawn, exported, tmp_path):
     words = ["--model", exported, "--images", drawn / "sample", "--space", tmp_path / "s"]
     with pytest.raises(ConfigError, match="compare"):
         commands.run([*map(str, words), "--compare", "x"], open_records, no_export)
+    with pytest.raises(ConfigError, match="approximate is not for a Space"):
+        commands.run([*map(str, words), "--approximate"], open_records, no_export)
+    assert not (tmp_path / "s").exists()
