@@ -15,7 +15,6 @@ from clip_italian.evaluation.languages.pack import LanguagePack
 Params = Any  # pytree of arrays
 EncodeImage = Callable[[Params, Array], Array]
 EncodeText = Callable[[Params, TokenGroup], Array]
-Evaluator = Callable[[Params], Iterable[tuple[str, float]]]
 
 
 class EvaluationSet(Protocol):

@@ -74,8 +74,13 @@ def wipe() -> None:
     import contextlib
     import shutil
     import signal
+    import time
 
     for path in glob(f"{CLOUD}/worker-*/clip_italian/attempts/*/pid"):
+        # What has been started has begun: a test counts the runs that there were.
+        end = time.monotonic() + 30
+        while not os.path.getsize(f"{path[:-3]}log") and time.monotonic() < end:
+            time.sleep(0.05)
         with open(path) as pid, contextlib.suppress(ProcessLookupError):
             os.killpg(int(pid.read()), signal.SIGKILL)
     for home in glob(f"{CLOUD}/worker-*"):
